@@ -29,7 +29,6 @@ from transformers import (
     WhisperTokenizer,
 )
 
-
 BINARY_VERSION = 6
 DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 
@@ -160,6 +159,7 @@ def convert(source: Path, target: Path) -> None:
     variables = read_variables(source / "model.bin")
     settings = json.loads((source / "config.json").read_text())
     tokenizer = WhisperTokenizer.from_pretrained(source)
+    tokenizer.pad_token = tokenizer.eos_token
 
     def token(text: str) -> int:
         return tokenizer.convert_tokens_to_ids(text)
