@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
-import soundfile
-from datasets import Audio, Dataset, DatasetDict, load_dataset, load_from_disk
 from tqdm import tqdm
+
+from transformers_sled.data_sled import load_source, read_audio
 
 PROTOCOLS = {
     "continuation": "the first seconds of the utterance as prompt, its whole transcript as text",
@@ -21,8 +19,6 @@ PROTOCOLS = {
 }
 
 LIBRISPEECH_PC = "yoom618/librispeech_pc"
-
-FILE_FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True)
@@ -60,16 +56,18 @@ class SpeechDataset:
 
     Args:
         name (`str`):
-            A Parquet, JSON lines, CSV or Arrow file, a folder written by `save_to_disk`, a folder of audio files with a
-            `metadata.csv` or `metadata.jsonl`, or a Hub id.
+            What [`~transformers_sled.data_sled.load_source`] takes: a Parquet, CSV or JSON lines file, a folder written
+            by `save_to_disk`, a folder of audio files with a metadata file, or a Hub id.
+        sampling_rate (`int`):
+            The rate that recordings are read at, in hertz.
         config (`str`, *optional*):
             Configuration of a Hub data set.
-        split (`str`, *optional*, defaults to `"test.clean"`):
-            Split of a Hub data set.
+        split (`str`, *optional*):
+            Its split; by default `test.clean` of LibriSpeech-PC and `train` of others, as files have it.
         text_column (`str`, *optional*, defaults to `"text"`):
             Column of the transcripts.
-        audio_column (`str`, *optional*):
-            Column of the recordings; by default `audio`, or `file_name` in a folder of audio files.
+        audio_column (`str`, *optional*, defaults to `"audio"`):
+            Column of the recordings.
         speaker_column (`str`, *optional*):
             Column of the speakers; by default `speaker` or `speaker_id`.
         id_column (`str`, *optional*):
@@ -82,39 +80,36 @@ class SpeechDataset:
     def __init__(
         self,
         name: str,
+        sampling_rate: int,
         config: str | None = None,
-        split: str = "test.clean",
+        split: str | None = None,
         text_column: str = "text",
-        audio_column: str | None = None,
+        audio_column: str = "audio",
         speaker_column: str | None = None,
         id_column: str | None = None,
     ):
-        self.folder = Path(name) if Path(name).is_dir() else Path(name).parent
+        self.sampling_rate = sampling_rate
+        split = split or ("test.clean" if name == LIBRISPEECH_PC else "train")
         try:
-            self.table = _load_table(name, config, split)
+            self.table = load_source(name, config, split)
         except Exception as error:
-            raise ValueError(
-                f"Data set {name!r} (config {config}, split {split}) could not be loaded: {error}"
-            ) from error
+            raise ValueError(f"Data set {name!r} (split {split}) could not be loaded: {error}") from error
         columns = self.table.column_names
 
-        def find(what: str, wanted: str | None, usual: tuple[str, ...]) -> str:
-            for column in (wanted,) if wanted else usual:
+        def find(what: str, names: tuple[str, ...]) -> str:
+            for column in names:
                 if column in columns:
                     return column
-            flag = f"--{what}-column"
             raise ValueError(
-                f"Data set {name!r} has no column {wanted or ' or '.join(usual)}; name one of {columns} by {flag}."
+                f"Data set {name!r} has no column {' or '.join(names)}; name one of {columns} by --{what}-column."
             )
 
-        self.text_column = find("text", text_column, ("text",))
-        self.audio_column = find("audio", audio_column, ("audio", "file_name"))
-        self.speaker_column = find("speaker", speaker_column, ("speaker", "speaker_id"))
-        self.id_column = find("id", id_column, ("id",)) if id_column or "id" in columns else None
-        if isinstance(self.table.features[self.audio_column], Audio):
-            self.table = self.table.cast_column(self.audio_column, Audio(decode=False))
+        self.text_column = find("text", (text_column,))
+        self.audio_column = find("audio", (audio_column,))
+        self.speaker_column = find("speaker", (speaker_column,) if speaker_column else ("speaker", "speaker_id"))
+        self.id_column = find("id", (id_column or "id",)) if id_column or "id" in columns else None
 
-    def read_audio(self, row: int) -> tuple[np.ndarray, int]:
+    def read_audio(self, row: int) -> np.ndarray:
         """
         Decode one recording.
 
@@ -123,22 +118,12 @@ class SpeechDataset:
                 Row of the table.
 
         Returns:
-            `tuple[np.ndarray, int]`: the mono float32 waveform and its sampling rate in hertz.
+            `np.ndarray` of shape `(samples,)`: the mono float32 waveform at `sampling_rate`.
 
         Raises:
             ValueError: the recording cannot be decoded, is empty or has values that are not finite.
         """
-        value = self.table[row][self.audio_column]
-        content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
-        try:
-            source = io.BytesIO(content) if content else self.folder / path
-            audio, sampling_rate = soundfile.read(source, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, OSError, TypeError) as error:
-            raise ValueError(f"Row {row}: audio cannot be read: {error}") from error
-        audio = audio.mean(axis=1)
-        if not len(audio) or not np.isfinite(audio).all():
-            raise ValueError(f"Row {row}: audio is empty or has values that are not finite.")
-        return audio, sampling_rate
+        return read_audio(self.table[row][self.audio_column], self.sampling_rate)
 
     def select(
         self, min_seconds: float, max_seconds: float, progress: bool = True
@@ -170,11 +155,10 @@ class SpeechDataset:
                 left_out["without text"] += 1
                 continue
             try:
-                audio, sampling_rate = self.read_audio(row)
+                seconds = len(self.read_audio(row)) / self.sampling_rate
             except ValueError:
                 left_out["unreadable audio"] += 1
                 continue
-            seconds = len(audio) / sampling_rate
             if not min_seconds < seconds < max_seconds:
                 left_out["outside the length bounds"] += 1
                 continue
@@ -191,26 +175,6 @@ class SpeechDataset:
                 "see --min-seconds and --max-seconds."
             )
         return utterances, dict(left_out)
-
-
-def _load_table(name: str, config: str | None, split: str) -> Dataset:
-    path = Path(name)
-    if path.is_file():
-        if path.suffix not in FILE_FORMATS:
-            raise ValueError(f"file type {path.suffix!r} is not one of {sorted(FILE_FORMATS)}")
-        return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
-    if path.is_dir():
-        # As a table: the audio folder loader would want to decode.
-        for metadata in ("metadata.csv", "metadata.jsonl", "metadata.parquet"):
-            if (path / metadata).is_file():
-                return _load_table(str(path / metadata), None, split)
-        loaded = load_from_disk(name)
-        if isinstance(loaded, DatasetDict):
-            if split not in loaded:
-                raise ValueError(f"its splits are {sorted(loaded)}; name one by --split")
-            return loaded[split]
-        return loaded
-    return load_dataset(name, config, split=split)
 
 
 def pair_with_prompts(
