@@ -1,0 +1,817 @@
+"""Speech generation: the frame by frame loop, guidance, end of speech, long text."""
+
+import copy
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationMode,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
+from transformers.modeling_outputs import ModelOutput
+
+from .streaming_sled import SledAudioStreamer
+
+
+if TYPE_CHECKING:
+    from .modeling_sled import SledForSpeechSynthesis
+
+
+# Probability of the end of speech from which a frame ends it: what the original's two generation scripts use.
+OFFLINE_EOS_THRESHOLD = 0.8
+INTERLEAVED_EOS_THRESHOLD = 0.5
+
+# Speech that is still going on after this much time is taken for a model that missed the end.
+MAX_SECONDS_PER_TOKEN = 1.0
+MAX_EXTRA_SECONDS = 2.0
+
+
+@dataclass
+class SledGenerateOutput(ModelOutput):
+    """
+    Output of [`SledForSpeechSynthesis.generate`] with `return_dict_in_generate=True`.
+
+    Args:
+        audio (`list[torch.FloatTensor]`):
+            One waveform per row, `(num_samples,)`, in float32 at the codec's sampling rate, without the voice prompt.
+            Empty where the speech ends at once.
+        latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`):
+            The generated speech latents without the voice prompt, the frame that signals the end included, zero after it.
+        eos_logits (`torch.FloatTensor` of shape `(batch_size, num_frames)`):
+            End-of-speech logit of every generated frame, zero after the end.
+        latents_mask (`torch.LongTensor` of shape `(batch_size, num_frames)`):
+            1 for frames that are heard, 0 for the ones that signal an end and for padding.
+    """
+
+    audio: list[torch.Tensor] | None = None
+    latents: torch.Tensor | None = None
+    eos_logits: torch.Tensor | None = None
+    latents_mask: torch.Tensor | None = None
+
+
+@dataclass
+class SledText:
+    """Token ids of one text, which may still be arriving."""
+
+    ids: list[int] = field(default_factory=list)
+    is_complete: bool = True
+
+
+@dataclass
+class _Row:
+    """One utterance on its way through the loop."""
+
+    text: SledText
+    prompt: torch.Tensor | None = None
+    min_frames: int = 0
+    max_frames: int | None = None
+    generator: torch.Generator | None = None
+    num_tokens_read: int = 0
+    num_frames: int = 0
+    num_frames_in_chunk: int = 0
+    has_ended: bool = False
+
+    @property
+    def num_prompt_frames(self) -> int:
+        return 0 if self.prompt is None else len(self.prompt)
+
+
+@dataclass
+class _Frame:
+    """What one step gives each row: rows that have ended before it have zeros and are not alive."""
+
+    latents: torch.Tensor
+    eos_logits: torch.Tensor
+    is_alive: list[bool]
+    is_heard: list[bool]
+
+
+@dataclass
+class _Utterance:
+    """What has been generated for one row of the batch, over all parts of its text."""
+
+    parts: list[list[int]]
+    prompt: torch.Tensor | None = None
+    latents: list[torch.Tensor] = field(default_factory=list)
+    eos_logits: list[torch.Tensor] = field(default_factory=list)
+    is_heard: list[bool] = field(default_factory=list)
+    # Frames heard in the part before the one that is being spoken, the voice prompt included.
+    previous_frames: list[torch.Tensor] = field(default_factory=list)
+    part_frames: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, latents: torch.Tensor, eos_logits: torch.Tensor, is_heard: bool) -> None:
+        self.latents.append(latents)
+        self.eos_logits.append(eos_logits)
+        self.is_heard.append(is_heard)
+        if is_heard:
+            self.part_frames.append(latents)
+
+    def start_part(self) -> None:
+        self.previous_frames = self.part_frames
+        self.part_frames = []
+
+
+class _Slots:
+    """
+    Which cache slot of each row holds what: every step takes the same number of slots in all rows, left-padded where a
+    row has less to feed. Padding is masked and takes no position.
+    """
+
+    def __init__(self, num_rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.bias = torch.full((num_rows, capacity), torch.finfo(dtype).min, dtype=dtype, device=device)
+        self.next_position = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.used = 0
+        self.has_padding = False
+
+    def take(self, counts: list[int]) -> torch.Tensor:
+        """Takes `max(counts)` slots of every row, of which its last `counts[row]` are real. Returns their positions."""
+        length = max(counts)
+        missing = self.used + length - self.bias.shape[1]
+        if missing > 0:
+            growth = (self.bias.shape[0], max(missing, self.bias.shape[1]))
+            self.bias = torch.cat([self.bias, self.bias.new_full(growth, torch.finfo(self.bias.dtype).min)], dim=1)
+        new = self.bias[:, self.used : self.used + length]
+        self.used += length
+        if min(counts) == length:
+            new.zero_()
+            positions = self.next_position[:, None] + torch.arange(length, device=new.device)
+            self.next_position += length
+            return positions
+        self.has_padding = True
+        counts_tensor = torch.tensor(counts, device=new.device)[:, None]
+        index = torch.arange(length, device=new.device) - (length - counts_tensor)
+        new.masked_fill_(index >= 0, 0)
+        positions = (self.next_position[:, None] + index).clamp(min=0)
+        self.next_position += counts_tensor[:, 0]
+        return positions
+
+    def get_additive_mask(self, length: int, kv_length: int) -> torch.Tensor:
+        """Mask (rows, 1, length, kv_length) of the last `length` slots over the first `kv_length`, to be added to scores."""
+        mask = self.bias[:, None, None, :kv_length]
+        if length == 1:
+            return mask
+        keys = torch.arange(kv_length, device=mask.device)
+        queries = torch.arange(self.used - length, self.used, device=mask.device)
+        return mask.masked_fill(keys > queries[:, None], torch.finfo(mask.dtype).min)
+
+    def get_padding_mask(self) -> torch.Tensor:
+        """Mask (rows, used): 1 for a real slot, 0 for padding."""
+        return (self.bias[:, : self.used] == 0).long()
+
+    def select(self, indices: torch.Tensor) -> None:
+        """Keeps only these rows."""
+        self.bias = self.bias[indices]
+        self.next_position = self.next_position[indices]
+
+
+class SledGenerationMixin(GenerationMixin):
+    """Speech generation for [`SledForSpeechSynthesis`]."""
+
+    _supported_generation_modes = [GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE]
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self: "SledForSpeechSynthesis",
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        prompt_values: torch.FloatTensor | None = None,
+        prompt_values_mask: torch.Tensor | None = None,
+        prompt_latents: torch.FloatTensor | None = None,
+        prompt_latents_mask: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generation_config: GenerationConfig | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        streamer: SledAudioStreamer | None = None,
+        **kwargs: Any,
+    ) -> list[torch.Tensor] | SledGenerateOutput:
+        r"""
+        Speaks texts, each in the voice of its prompt if it has one.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`):
+                Text token ids from [`SledProcessor`]. A row may hold several parts of a long text, each with its own
+                start and end token: they are spoken in turn, each primed with the part before it.
+            attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`, *optional*):
+                1 for a token, 0 for padding on either side.
+            prompt_values (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`, *optional*):
+                Voice prompts at the codec's sampling rate, one for each row or one for all. The text starts with what
+                they say.
+            prompt_values_mask (`torch.LongTensor` of shape `(batch_size, num_samples)`, *optional*):
+                1 for a sample, 0 for padding.
+            prompt_latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`, *optional*):
+                Voice prompts from [`~SledForSpeechSynthesis.encode_prompt`], instead of `prompt_values`.
+            prompt_latents_mask (`torch.LongTensor` of shape `(batch_size, num_frames)`, *optional*):
+                1 for a frame, 0 for padding.
+            generator (`torch.Generator` or a list of them, *optional*):
+                Source of the noise. One generator draws for the whole batch. A list has one for each row (and each of its
+                `num_return_sequences`), which draws for that row alone, so that a row does not depend on the others.
+            generation_config ([`~transformers.GenerationConfig`], *optional*):
+                Configuration to use instead of keyword arguments.
+            stopping_criteria ([`~transformers.StoppingCriteriaList`], *optional*):
+                Further criteria. They see placeholder ids, one for each frame so far, and the end-of-speech logits.
+            streamer ([`SledAudioStreamer`], *optional*):
+                Receives the audio of a single row as it is made.
+            kwargs:
+                Generation parameters. `guidance_scale` (2.0; 1 is off), `temperature` (1.0; scale of the noise),
+                `do_sample` (`True`; `False` is zero noise), `eos_threshold` (probability that ends the speech),
+                `max_new_tokens` (frames to generate at most, all parts together, the one that signals the end included;
+                by default it follows from the length of the text), `min_new_tokens` (frames before which no end is
+                accepted), `num_return_sequences`, `max_time`, `cache_implementation`, `use_cache`,
+                `return_dict_in_generate`.
+
+        Returns:
+            `list[torch.FloatTensor]` or [`SledGenerateOutput`]: one waveform per row, in float32 at the codec's sampling
+            rate, without the prompt and cut at its end. Copies from `num_return_sequences` are adjacent.
+
+        Raises:
+            `ValueError`: if an argument has another type or shape or is out of range, or a text does not fit the
+            positions.
+
+        Example:
+
+        ```python
+        >>> inputs = processor("Hello, world.", return_tensors="pt")
+        >>> audio = model.generate(**inputs, generator=torch.Generator().manual_seed(0))
+        >>> processor.save_audio(audio, ["hello.wav"])
+        ```
+        """
+        if streamer is not None and not isinstance(streamer, SledAudioStreamer):
+            raise ValueError(f"`streamer` must be a `SledAudioStreamer`, got {type(streamer).__name__}.")
+        try:
+            generation_config, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
+            _check_generation_config(generation_config)
+            texts = self._get_texts(input_ids, attention_mask)
+            prompts = self._get_prompts(
+                len(texts), prompt_values, prompt_values_mask, prompt_latents, prompt_latents_mask
+            )
+            copies = generation_config.num_return_sequences or 1
+            texts = [parts for parts in texts for _ in range(copies)]
+            prompts = [prompt for prompt in prompts for _ in range(copies)]
+            shared_generator, generators = _get_generators(generator, len(texts))
+            if streamer is not None and len(texts) > 1:
+                raise ValueError(f"`streamer` takes a single row, but there are {len(texts)}.")
+            for parts, prompt in zip(texts, prompts, strict=True):
+                for index, part in enumerate(parts):
+                    self._check_fits(len(part), len(prompt) if index == 0 and prompt is not None else 0)
+            output = self._generate_parts(
+                texts, prompts, generators, shared_generator, generation_config, stopping_criteria, streamer, model_kwargs
+            )
+        except BaseException as error:
+            if streamer is not None:
+                streamer.end(error)
+            raise
+        if streamer is not None:
+            streamer.end()
+        return output if generation_config.return_dict_in_generate else output.audio
+
+    def _generate_parts(
+        self: "SledForSpeechSynthesis",
+        texts: list[list[list[int]]],
+        prompts: list[torch.Tensor | None],
+        generators: list[torch.Generator | None],
+        shared_generator: torch.Generator | None,
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList | None,
+        streamer: SledAudioStreamer | None,
+        model_kwargs: dict[str, Any],
+    ) -> SledGenerateOutput:
+        """Speaks the parts of every row in turn; all rows that have an n-th part speak it in one batch."""
+        utterances = [_Utterance(parts, prompt) for parts, prompt in zip(texts, prompts, strict=True)]
+        if streamer is not None and prompts[0] is not None:
+            streamer.put(prompts[0][None], is_prompt=True)
+        for index in range(max(len(parts) for parts in texts)):
+            members, rows = [], []
+            for utterance, generator in zip(utterances, generators, strict=True):
+                row = self._get_row(utterance, index, generation_config)
+                if row is not None:
+                    row.generator = generator
+                    members.append(utterance)
+                    rows.append(row)
+            if not rows:
+                break
+            for frame in self._run(rows, generation_config, stopping_criteria, shared_generator, model_kwargs):
+                for position, utterance in enumerate(members):
+                    if frame.is_alive[position]:
+                        utterance.add(frame.latents[position], frame.eos_logits[position], frame.is_heard[position])
+                if streamer is not None and frame.is_heard[0]:
+                    streamer.put(frame.latents[None, :1])
+                if streamer is not None and streamer.closed:
+                    return self._collect(utterances)
+        return self._collect(utterances)
+
+    def _get_row(
+        self: "SledForSpeechSynthesis", utterance: _Utterance, index: int, generation_config: GenerationConfig
+    ) -> _Row | None:
+        """The loop's view of the `index`-th part of an utterance, or `None` if there is nothing left to say."""
+        if index >= len(utterance.parts):
+            return None
+        max_frames = generation_config.max_new_tokens
+        if max_frames is not None:
+            max_frames -= len(utterance.latents)
+            if max_frames <= 0:
+                return None
+        is_last = index == len(utterance.parts) - 1
+        min_frames = max(0, (generation_config.min_new_tokens or 0) - len(utterance.latents)) if is_last else 0
+        utterance.start_part()
+        ids, prompt = self._prime(utterance.parts[: index + 1], utterance.previous_frames, utterance.prompt)
+        if index == 0 and prompt is not None:
+            utterance.part_frames = list(prompt)
+        return _Row(SledText(ids), prompt, min_frames, max_frames)
+
+    def _prime(
+        self: "SledForSpeechSynthesis",
+        parts: list[list[int]],
+        previous_frames: list[torch.Tensor],
+        voice_prompt: torch.Tensor | None,
+    ) -> tuple[list[int], torch.Tensor | None]:
+        """
+        Text and prompt frames of the last of these parts. The whole part before it, text and frames, comes first so that
+        the voice stays; it is left out where it was silent or leaves too little room.
+        """
+        ids = parts[-1]
+        if len(parts) == 1:
+            return ids, voice_prompt
+        previous_ids = parts[-2]
+        expected_frames = math.ceil(len(ids) * len(previous_frames) / len(previous_ids))
+        num_positions = len(previous_ids) + len(ids) + len(previous_frames) + expected_frames
+        if not previous_frames or num_positions > self.config.max_position_embeddings:
+            return ids, None
+        return previous_ids[:-1] + ids[1:], torch.stack(previous_frames)
+
+    def _collect(self: "SledForSpeechSynthesis", utterances: list[_Utterance]) -> SledGenerateOutput:
+        """Pads what the utterances hold into one batch and decodes it."""
+        num_frames = max(len(utterance.latents) for utterance in utterances)
+        shape = (len(utterances), num_frames)
+        latents = torch.zeros(*shape, self.config.latent_dim, dtype=self.dtype, device=self.device)
+        eos_logits = torch.zeros(shape, device=self.device)
+        mask = torch.zeros(shape, dtype=torch.long, device=self.device)
+        sequences = []
+        for row, utterance in enumerate(utterances):
+            if utterance.latents:
+                latents[row, : len(utterance.latents)] = torch.stack(utterance.latents)
+                eos_logits[row, : len(utterance.latents)] = torch.stack(utterance.eos_logits)
+                mask[row, : len(utterance.latents)] = torch.tensor(utterance.is_heard, device=self.device).long()
+            sequence = latents[row, mask[row].bool()].float()
+            sequences.append(sequence if utterance.prompt is None else torch.cat([utterance.prompt, sequence]))
+        hop_length = self.get_codec().config.hop_length
+        waveforms = self.decode_latents(torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True))
+        audio = []
+        for waveform, sequence, utterance in zip(waveforms, sequences, utterances, strict=True):
+            num_prompt_frames = 0 if utterance.prompt is None else len(utterance.prompt)
+            audio.append(waveform[num_prompt_frames * hop_length : len(sequence) * hop_length].clone())
+        return SledGenerateOutput(audio=audio, latents=latents, eos_logits=eos_logits, latents_mask=mask)
+
+    def _get_texts(
+        self: "SledForSpeechSynthesis", input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> list[list[list[int]]]:
+        """Token ids of every part of every row, without padding."""
+        if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or 0 in input_ids.shape:
+            found = tuple(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
+            raise ValueError(f"`input_ids` must be a tensor of shape (batch_size, num_tokens), got {found}.")
+        if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+            raise ValueError(f"`input_ids` must hold integers, got {input_ids.dtype}.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != input_ids.shape:
+            found = tuple(getattr(attention_mask, "shape", ())) or type(attention_mask).__name__
+            raise ValueError(f"`attention_mask` must be of the shape of `input_ids`, {tuple(input_ids.shape)}, got {found}.")
+        texts = []
+        for row_ids, mask in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
+            ids = [token for token, is_real in zip(row_ids, mask, strict=True) if is_real]
+            if not ids:
+                raise ValueError("`input_ids` has a row without any token.")
+            if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+                raise ValueError(
+                    f"`input_ids` must be between 0 and {self.config.vocab_size - 1}, got {min(ids)} to {max(ids)}."
+                )
+            starts = [0, *(index for index in range(1, len(ids)) if ids[index] == self.config.bos_token_id), len(ids)]
+            texts.append([ids[start:end] for start, end in zip(starts, starts[1:], strict=False)])
+        return texts
+
+    def _get_prompts(
+        self: "SledForSpeechSynthesis",
+        num_rows: int,
+        prompt_values: torch.Tensor | None,
+        prompt_values_mask: torch.Tensor | None,
+        prompt_latents: torch.Tensor | None,
+        prompt_latents_mask: torch.Tensor | None,
+    ) -> list[torch.Tensor | None]:
+        """Voice prompts as float32 latents (num_frames, latent_dim), one for each row."""
+        if prompt_values is not None and prompt_latents is not None:
+            raise ValueError("Give a voice prompt either as `prompt_values` or as `prompt_latents`.")
+        if prompt_values_mask is not None and prompt_values is None:
+            raise ValueError("`prompt_values_mask` needs `prompt_values`.")
+        if prompt_latents_mask is not None and prompt_latents is None:
+            raise ValueError("`prompt_latents_mask` needs `prompt_latents`.")
+        name = "prompt_latents" if prompt_values is None else "prompt_values"
+        if prompt_values is not None:
+            prompt_latents, prompt_latents_mask = self.encode_prompt(prompt_values, prompt_values_mask).to_tuple()
+        if prompt_latents is None:
+            return [None] * num_rows
+        latent_dim = self.config.latent_dim
+        if prompt_latents.ndim != 3 or prompt_latents.shape[-1] != latent_dim or 0 in prompt_latents.shape:
+            raise ValueError(
+                f"`prompt_latents` must be of shape (batch_size, num_frames, {latent_dim}), got "
+                f"{tuple(prompt_latents.shape)}."
+            )
+        if prompt_latents_mask is None:
+            prompt_latents_mask = torch.ones(prompt_latents.shape[:2])
+        if prompt_latents_mask.shape != prompt_latents.shape[:2]:
+            raise ValueError(
+                f"`prompt_latents_mask` must be of shape {tuple(prompt_latents.shape[:2])}, got "
+                f"{tuple(prompt_latents_mask.shape)}."
+            )
+        if len(prompt_latents) not in (1, num_rows):
+            raise ValueError(
+                f"`{name}` must have one row, or one for each of the {num_rows} texts, got {len(prompt_latents)}."
+            )
+        if not torch.isfinite(prompt_latents).all():
+            raise ValueError("`prompt_latents` has values that are not finite.")
+        prompts: list[torch.Tensor | None] = []
+        for latents, mask in zip(prompt_latents, prompt_latents_mask.bool(), strict=True):
+            if not mask.any():
+                raise ValueError(f"`{name}` has a row without any frame.")
+            prompts.append(latents[mask.to(latents.device)].to(self.device, torch.float32))
+        return prompts * num_rows if len(prompts) == 1 else prompts
+
+    def _check_fits(self: "SledForSpeechSynthesis", num_tokens: int, num_prompt_frames: int) -> None:
+        if num_tokens + num_prompt_frames >= self.config.max_position_embeddings:
+            prompt = f" with a voice prompt of {num_prompt_frames} frames" if num_prompt_frames else ""
+            raise ValueError(
+                f"`input_ids` has a text of {num_tokens} tokens{prompt}, which leaves no room for speech in the model's "
+                f"{self.config.max_position_embeddings} positions."
+            )
+
+    def _get_frame_limit(self: "SledForSpeechSynthesis", row: _Row) -> int:
+        """Number of frames at which a row ends if nothing else ends it: what fits, what was asked for, what is sane."""
+        limit = self.config.max_position_embeddings - len(row.text.ids) - row.num_prompt_frames
+        if row.max_frames is not None:
+            return min(limit, row.max_frames)
+        if not row.text.is_complete:
+            return limit
+        codec_config = self.get_codec().config
+        seconds = MAX_EXTRA_SECONDS + MAX_SECONDS_PER_TOKEN * len(row.text.ids)
+        num_frames = math.ceil(seconds * codec_config.sampling_rate / codec_config.hop_length)
+        return min(limit, max(row.min_frames, num_frames))
+
+    def _run(
+        self: "SledForSpeechSynthesis",
+        rows: list[_Row],
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList | None,
+        noise_generator: torch.Generator | None,
+        model_kwargs: dict[str, Any],
+    ) -> "Generator[_Frame | None, None, None]":
+        """The base class's `generate` on rows: returns the loop of `_sample`, ready to be iterated."""
+        generation_config = copy.deepcopy(generation_config)
+        # The loop counts frames itself, row by row.
+        generation_config.max_new_tokens = generation_config.min_new_tokens = None
+        generation_config.num_return_sequences = 1
+        generation_config.max_length = self.config.max_position_embeddings
+        placeholder_ids = torch.zeros(len(rows), 1, dtype=torch.long, device=self.device)
+        return super().generate(
+            placeholder_ids,
+            generation_config=generation_config,
+            stopping_criteria=stopping_criteria,
+            attention_mask=torch.ones_like(placeholder_ids),
+            rows=rows,
+            noise_generator=noise_generator,
+            **model_kwargs,
+        )
+
+    def fill_generation_config(self: "SledForSpeechSynthesis") -> None:
+        """Sets what the generation config leaves open to SLED's defaults."""
+        defaults = {
+            "do_sample": True,
+            "guidance_scale": 2.0,
+            "eos_threshold": INTERLEAVED_EOS_THRESHOLD if self.config.is_interleaved else OFFLINE_EOS_THRESHOLD,
+            # Keeps `pipeline` from setting its own limit of 256 new tokens, 3.4 seconds of speech.
+            "max_length": self.config.max_position_embeddings,
+            "bos_token_id": self.config.bos_token_id,
+            "eos_token_id": self.config.eos_token_id,
+            "pad_token_id": self.config.eos_token_id,
+        }
+        for name, value in defaults.items():
+            if getattr(self.generation_config, name, None) is None:
+                setattr(self.generation_config, name, value)
+
+    def adjust_generation_fn(self: "SledForSpeechSynthesis", *args: Any, **kwargs: Any) -> None:
+        """Called by `from_pretrained` to load the generation config; the released one sets none of SLED's parameters."""
+        super().adjust_generation_fn(*args, **kwargs)
+        self.fill_generation_config()
+
+    def _validate_model_kwargs(self: "SledForSpeechSynthesis", model_kwargs: dict[str, Any]) -> None:
+        own = ("rows", "noise_generator")
+        super()._validate_model_kwargs({name: value for name, value in model_kwargs.items() if name not in own})
+
+    def _get_logits_processor(
+        self, *args: Any, logits_processor: LogitsProcessorList | None = None, **kwargs: Any
+    ) -> LogitsProcessorList:
+        # There are no logits; the base class would add its own guidance for a `guidance_scale` other than 1.
+        if logits_processor:
+            raise ValueError("`logits_processor` does not apply: SLED generates continuous latents, not tokens.")
+        return LogitsProcessorList()
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        # The loop has its own rules for length and end.
+        criteria = super()._get_stopping_criteria(*args, **kwargs)
+        own = (MaxLengthCriteria, EosTokenCriteria)
+        return StoppingCriteriaList([criterion for criterion in criteria if not isinstance(criterion, own)])
+
+    def _prepare_cache_for_generation(
+        self: "SledForSpeechSynthesis",
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("`past_key_values` must be an empty cache: the text decides what it holds.")
+        rows: list[_Row] = model_kwargs["rows"]
+        if any(not row.text.is_complete for row in rows):
+            max_cache_length = self.config.max_position_embeddings
+        else:
+            # Rows may read their text chunks at different steps, and each of them takes slots in every row.
+            num_frames = max(row.num_prompt_frames + self._get_frame_limit(row) for row in rows)
+            max_cache_length = num_frames + sum(len(row.text.ids) for row in rows)
+        if generation_config.guidance_scale != 1:
+            batch_size *= 2
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+
+    @torch.no_grad()
+    def _sample(  # type: ignore[override]
+        self: "SledForSpeechSynthesis",
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        rows: list[_Row],
+        synced_gpus: bool = False,
+        noise_generator: torch.Generator | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = True,
+        **model_kwargs: Any,
+    ) -> "Generator[_Frame | None, None, None]":
+        """
+        The loop, in place of the base class's: a generator that yields what every step gives the rows, or `None` when a
+        row needs more text than has arrived.
+
+        Each step feeds every row its last frame, and with it the next text chunk where one is due, and samples the next
+        frame from the last hidden state. Under guidance a second half of the batch holds the unconditional branch,
+        `</s>` and the same frames, and hidden states are mixed as `uncond + guidance_scale * (cond - uncond)`; the end is
+        decided on the conditional branch. A row that ends leaves the batch.
+        """
+        guidance_scale = generation_config.guidance_scale
+        is_guided = guidance_scale != 1
+        is_static = past_key_values is not None and past_key_values.get_max_length() != -1
+        is_compiled = self._valid_auto_compile_criteria({"past_key_values": past_key_values}, generation_config)
+        decode = self.get_compiled_call(generation_config.compile_config) if is_compiled else self.__call__
+        takes_additive_mask = self.config._attn_implementation in ("eager", "sdpa")
+
+        while any(not self._has_text(row) for row in rows):
+            yield None
+        sequences = [self._get_first_inputs(row) for row in rows]
+        if is_guided:
+            start = self.embed_text(torch.tensor([[self.config.eos_token_id]], device=self.device))[0]
+            for row in rows:
+                prompt = [] if row.prompt is None else [self.embed_latents(row.prompt)]
+                sequences.append(torch.cat([start, *prompt]))
+        counts = [len(sequence) for sequence in sequences]
+        embeds = _left_pad(sequences)
+        capacity = past_key_values.get_max_length() if is_static else embeds.shape[1]
+        slots = _Slots(len(sequences), capacity, embeds.dtype, embeds.device)
+        history: list[tuple[torch.Tensor, torch.Tensor]] = []
+        live = list(range(len(rows)))
+
+        while True:
+            position_ids = slots.take(counts)
+            num_new = embeds.shape[1]
+            if not use_cache:
+                history.append((embeds, position_ids))
+                embeds, position_ids = (torch.cat(parts, dim=1) for parts in zip(*history, strict=True))
+            attention_mask = None
+            if takes_additive_mask and (is_static or slots.has_padding):
+                attention_mask = slots.get_additive_mask(embeds.shape[1], capacity if is_static else slots.used)
+            elif slots.has_padding:
+                attention_mask = slots.get_padding_mask()
+            forward = decode if num_new == 1 else self.__call__
+            outputs = forward(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+            )
+            hidden_states = outputs.last_hidden_state[:, -1]
+            eos_logits = outputs.eos_logits[: len(live), -1].float()
+            if is_guided:
+                conditional, unconditional = hidden_states.chunk(2)
+                hidden_states = unconditional + guidance_scale * (conditional - unconditional)
+            noise = self._draw_noise(rows, live, generation_config, noise_generator)
+            latents = self.generative_head(hidden_states, noise.to(hidden_states.device, hidden_states.dtype))
+
+            frame, ended = self._end_rows(rows, live, latents, eos_logits, generation_config, stopping_criteria)
+            yield frame
+            if len(ended) == len(live):
+                return
+            if ended and not is_static:
+                kept = [index for index in range(len(live)) if index not in ended]
+                indices = torch.tensor(kept, device=embeds.device)
+                latents = latents[indices]
+                if is_guided:
+                    indices = torch.cat([indices, indices + len(live)])
+                live = [live[index] for index in kept]
+                slots.select(indices)
+                if past_key_values is not None:
+                    past_key_values.batch_select_indices(indices)
+                history = [(step[indices], positions[indices]) for step, positions in history]
+
+            embeds = self.embed_latents(latents[:, None])
+            counts = [1] * (len(live) * (2 if is_guided else 1))
+            chunks = []
+            for row in (rows[index] for index in live):
+                while not self._has_text(row):
+                    yield None
+                chunks.append(self._read_chunk(row))
+            conditional = embeds
+            if any(chunks):
+                sequences = [
+                    torch.cat([embed, self.embed_text(torch.tensor([chunk], device=embed.device))[0]]) if chunk else embed
+                    for embed, chunk in zip(embeds, chunks, strict=True)
+                ]
+                counts[: len(live)] = [len(sequence) for sequence in sequences]
+                conditional = _left_pad(sequences)
+            if is_guided:
+                unconditional = torch.nn.functional.pad(embeds, (0, 0, conditional.shape[1] - 1, 0))
+                embeds = torch.cat([conditional, unconditional])
+            else:
+                embeds = conditional
+
+    def _draw_noise(
+        self: "SledForSpeechSynthesis",
+        rows: list[_Row],
+        live: list[int],
+        generation_config: GenerationConfig,
+        noise_generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """Noise of the next frame of the live rows in float32, drawn as the original draws it."""
+        noise_dim = self.config.noise_dim
+        scale = 1.0 if generation_config.temperature is None else generation_config.temperature
+        if not generation_config.do_sample or scale == 0:
+            return torch.zeros(len(live), noise_dim, device=self.device)
+        if rows[0].generator is not None:
+            generators = [rows[index].generator for index in live]
+            draws = [torch.randn(1, noise_dim, generator=one, device=one.device) for one in generators]
+            return torch.cat(draws) * scale
+        device = self.device if noise_generator is None else noise_generator.device
+        # For all rows until the last one ends, so that what a row draws does not depend on when others end.
+        noise = torch.randn(len(rows), noise_dim, generator=noise_generator, device=device) * scale
+        return noise if len(live) == len(rows) else noise[live]
+
+    def _end_rows(
+        self: "SledForSpeechSynthesis",
+        rows: list[_Row],
+        live: list[int],
+        latents: torch.Tensor,
+        eos_logits: torch.Tensor,
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList,
+    ) -> tuple[_Frame, set[int]]:
+        """Counts the new frames, decides which rows they end, and returns them with the ended rows' places in `live`."""
+        is_end = (torch.sigmoid(eos_logits) >= generation_config.eos_threshold).tolist()
+        is_stopped = [False] * len(live)
+        if stopping_criteria:
+            num_frames = max(rows[index].num_frames for index in live) + 1
+            placeholder_ids = torch.zeros(len(live), num_frames, dtype=torch.long, device=latents.device)
+            is_stopped = stopping_criteria(placeholder_ids, eos_logits).tolist()
+        is_alive, is_heard, ended = [False] * len(rows), [False] * len(rows), set()
+        for place, index in enumerate(live):
+            row = rows[index]
+            if row.has_ended:
+                continue
+            row.num_frames += 1
+            row.num_frames_in_chunk += 1
+            is_alive[index] = True
+            is_heard[index] = not (is_end[place] and row.num_frames > row.min_frames)
+            row.has_ended = not is_heard[index] or is_stopped[place] or row.num_frames >= self._get_frame_limit(row)
+        ended = {place for place, index in enumerate(live) if rows[index].has_ended}
+        if len(live) < len(rows):
+            all_latents, all_logits = latents.new_zeros(len(rows), latents.shape[1]), eos_logits.new_zeros(len(rows))
+            all_latents[live], all_logits[live] = latents, eos_logits
+            latents, eos_logits = all_latents, all_logits
+        return _Frame(latents, eos_logits, is_alive, is_heard), ended
+
+    def _is_chunk_due(self: "SledForSpeechSynthesis", row: _Row) -> bool:
+        """Whether the next step feeds text, if there is any left."""
+        if row.has_ended:
+            return False
+        return self.config.is_interleaved and row.num_frames_in_chunk == self.config.speech_chunk_size
+
+    def _has_text(self: "SledForSpeechSynthesis", row: _Row) -> bool:
+        """Whether the text for the row's next step has arrived."""
+        if row.text.is_complete:
+            return True
+        if not self.config.is_interleaved:
+            return False
+        if row.num_tokens_read == 0:
+            # The first step feeds every chunk that the prompt's frames fill, and the one after.
+            num_chunks = row.num_prompt_frames // self.config.speech_chunk_size + 1
+            return len(row.text.ids) >= num_chunks * self.config.text_chunk_size
+        if not self._is_chunk_due(row):
+            return True
+        return len(row.text.ids) - row.num_tokens_read >= self.config.text_chunk_size
+
+    def _read_chunk(self: "SledForSpeechSynthesis", row: _Row) -> list[int]:
+        """Ids of the next text chunk if one is due now, empty otherwise."""
+        if not self._is_chunk_due(row) or row.num_tokens_read == len(row.text.ids):
+            return []
+        chunk = row.text.ids[row.num_tokens_read :][: self.config.text_chunk_size]
+        row.num_tokens_read += len(chunk)
+        row.num_frames_in_chunk = 0
+        return chunk
+
+    def _get_first_inputs(self: "SledForSpeechSynthesis", row: _Row) -> torch.Tensor:
+        """Embeddings (length, hidden_size) of all that comes before the first new frame: text, and the prompt's frames."""
+        text_size = self.config.text_chunk_size or len(row.text.ids)
+        speech_size = self.config.speech_chunk_size or row.num_prompt_frames
+        text = self.embed_text(torch.tensor([row.text.ids], device=self.device))[0]
+        pieces, num_prompt_frames_read = [], 0
+        while True:
+            chunk = text[row.num_tokens_read : row.num_tokens_read + text_size]
+            pieces.append(chunk)
+            row.num_tokens_read += len(chunk)
+            row.num_frames_in_chunk = 0
+            if row.prompt is not None:
+                # After the last text chunk, frames go on to the end.
+                is_last = row.text.is_complete and row.num_tokens_read == len(row.text.ids)
+                frames = row.prompt[num_prompt_frames_read:] if is_last else row.prompt[num_prompt_frames_read:][:speech_size]
+                if len(frames) > 0:
+                    pieces.append(self.embed_latents(frames))
+                num_prompt_frames_read += len(frames)
+                row.num_frames_in_chunk = len(frames)
+            is_full = self.config.is_interleaved and row.num_frames_in_chunk == speech_size
+            if num_prompt_frames_read == row.num_prompt_frames and not is_full:
+                return torch.cat(pieces)
+            if row.num_tokens_read == len(row.text.ids):
+                return torch.cat(pieces)
+
+
+def _left_pad(sequences: list[torch.Tensor]) -> torch.Tensor:
+    """Stacks sequences (length, width) of different lengths, padded with zeros on the left."""
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_side="left")
+
+
+def _get_generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, num_rows: int
+) -> tuple[torch.Generator | None, list[torch.Generator | None]]:
+    """The generator of the whole batch, and those of its rows."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator, [None] * num_rows
+    if not isinstance(generator, list | tuple) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise ValueError(f"`generator` must be a `torch.Generator` or a list of them, got {type(generator).__name__}.")
+    if len(generator) != num_rows:
+        raise ValueError(f"`generator` must have one generator for each of the {num_rows} rows, got {len(generator)}.")
+    return None, list(generator)
+
+
+def _check_generation_config(generation_config: GenerationConfig) -> None:
+    def check(name: str, is_valid: bool, accepted: str) -> None:
+        if not is_valid:
+            raise ValueError(f"`{name}` must be {accepted}, got {getattr(generation_config, name)!r}.")
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def is_count(value: Any, minimum: int) -> bool:
+        return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= minimum)
+
+    config = generation_config
+    check("guidance_scale", is_number(config.guidance_scale) and config.guidance_scale >= 0, "finite and at least 0")
+    check(
+        "temperature",
+        config.temperature is None or (is_number(config.temperature) and config.temperature >= 0),
+        "finite and at least 0",
+    )
+    check(
+        "eos_threshold",
+        is_number(config.eos_threshold) and 0 <= config.eos_threshold <= 1,
+        "a probability between 0 and 1",
+    )
+    check("max_new_tokens", is_count(config.max_new_tokens, 1), "a whole number of frames, at least 1")
+    check("min_new_tokens", is_count(config.min_new_tokens, 0), "a whole number of frames, at least 0")
+    check("num_return_sequences", is_count(config.num_return_sequences, 1), "a whole number, at least 1")
+
+
+__all__ = ["SledGenerateOutput", "SledGenerationMixin"]

@@ -1,0 +1,869 @@
+"""SLED model: a Llama-style decoder over text and speech latents, with a generative head and an EnCodec codec."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EncodecConfig, EncodecModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from .configuration_sled import SledConfig
+from .generation_sled import SledGenerationMixin
+
+
+# Weight of the one positive position of a row in the end-of-speech loss (the original's `bceloss.pos_weight`).
+EOS_POSITIVE_WEIGHT = 100.0
+
+
+@dataclass
+class SledOutput(ModelOutput):
+    """
+    Output of [`SledForSpeechSynthesis`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when speech is given and `return_loss=True`):
+            Training loss, `energy_loss + eos_loss`.
+        energy_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Energy distance between generated and true latents, averaged over real frames.
+        eos_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Binary cross entropy of the end of speech, averaged over real frames and the end of each row.
+        eos_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
+            End-of-speech logit at every position.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            Hidden states of the decoder after its final norm. With speech given, every row is its text tokens and speech
+            frames in the model's order, packed to the left without padding in between.
+        past_key_values (`Cache`, *optional*):
+            Key and value states, for the next call.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
+            Hidden states of the embeddings and of every layer, each `(batch_size, sequence_length, hidden_size)`.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
+            Attention weights of every layer, each `(batch_size, num_heads, sequence_length, sequence_length)`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    energy_loss: torch.FloatTensor | None = None
+    eos_loss: torch.FloatTensor | None = None
+    eos_logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SledPromptOutput(ModelOutput):
+    """
+    A voice prompt in latent form, output of [`SledForSpeechSynthesis.encode_prompt`]. It unpacks into the keyword
+    arguments that the processor and `generate` take instead of audio.
+
+    Args:
+        prompt_latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`):
+            Speech latents of the prompt in float32, zero where masked.
+        prompt_latents_mask (`torch.LongTensor` of shape `(batch_size, num_frames)`):
+            1 for a frame of the prompt, 0 for padding.
+    """
+
+    prompt_latents: torch.FloatTensor | None = None
+    prompt_latents_mask: torch.LongTensor | None = None
+
+
+class SledAttention(LlamaAttention):
+    """Llama's attention, with the original's dropout on its output."""
+
+    def __init__(self, config: SledConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attn_output, attn_weights = super().forward(*args, **kwargs)
+        return self.dropout(attn_output), attn_weights
+
+
+class SledMLP(LlamaMLP):
+    """Llama's MLP, with the original's dropout before the down projection and on the output."""
+
+    def __init__(self, config: SledConfig) -> None:
+        super().__init__(config)
+        # On the activated gate, which scales and zeroes the same products as dropout after the multiplication.
+        self.act_fn = nn.Sequential(self.act_fn, nn.Dropout(config.activation_dropout))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(super().forward(x))
+
+
+class SledDecoderLayer(LlamaDecoderLayer):
+    def __init__(self, config: SledConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.self_attn = SledAttention(config, layer_idx)
+        self.mlp = SledMLP(config)
+
+
+class SledGenerativeHead(nn.Module):
+    """
+    The MLP that samples a speech latent in one pass: the hidden state is the residual stream, the noise modulates it
+    (section 3 of the paper, arXiv 2505.13181; `modeling_speech_llama` of the original).
+    """
+
+    def __init__(self, config: SledConfig) -> None:
+        super().__init__()
+        width = config.head_hidden_size
+        self.cond_embed = nn.Linear(config.hidden_size, width)
+        self.input_proj = nn.Linear(config.noise_dim, width)
+        self.res_blocks = nn.ModuleList(SledGenerativeHeadBlock(width) for _ in range(config.head_num_layers))
+        self.final_layer = SledGenerativeHeadFinalLayer(width, config.latent_dim)
+
+    def forward(self, hidden_states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """
+        Samples a latent for every hidden state.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(..., hidden_size)`):
+                Hidden states of the decoder at the positions that a frame follows.
+            noise (`torch.FloatTensor` of shape `(..., noise_dim)`):
+                Standard normal noise, in the dtype of the hidden states.
+
+        Returns:
+            `torch.FloatTensor` of shape `(..., latent_dim)`: the latents.
+        """
+        stream = self.cond_embed(hidden_states)
+        condition = self.input_proj(noise)
+        for block in self.res_blocks:
+            stream = block(stream, condition)
+        return self.final_layer(stream, condition)
+
+
+class SledGenerativeHeadBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.noise_ln = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, stream: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        shift, scale, gate = self.adaLN_modulation(self.noise_ln(condition)).chunk(3, dim=-1)
+        return stream + gate * self.mlp(self.in_ln(stream) * (1 + scale) + shift)
+
+
+class SledGenerativeHeadFinalLayer(nn.Module):
+    def __init__(self, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = nn.Linear(width, latent_dim)
+
+    def forward(self, stream: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
+        return self.linear(self.norm(stream) * (1 + scale) + shift)
+
+
+class SledCodec(EncodecModel):
+    """EnCodec, frozen and always in float32, whatever happens to the model around it."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        super().__init__(config)
+        if config.normalize or config.chunk_length_s is not None or config.audio_channels != 1:
+            raise ValueError(
+                "SLED needs a mono codec that encodes whole utterances without normalization, got `normalize="
+                f"{config.normalize}`, `chunk_length_s={config.chunk_length_s}`, "
+                f"`audio_channels={config.audio_channels}`."
+            )
+        self.requires_grad_(False)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """The codec has no attention, so a choice made for the whole model does not concern it."""
+        return "eager"
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "SledCodec":
+        # `.to()`, `.half()` and their like all go through here; a round trip through a lower precision would lose bits.
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if tensor.is_floating_point() and moved.dtype != tensor.dtype else moved
+
+        return super()._apply(move, recurse)
+
+
+class SledPreTrainedModel(PreTrainedModel):
+    config_class = SledConfig
+    config: SledConfig
+    base_model_prefix = "model"
+    input_modalities = ("text", "audio")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SledDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": SledDecoderLayer, "attentions": SledAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SledForSpeechSynthesis):
+            for linear in (module.z_proj, module.eos_head):
+                _xavier_init(linear)
+        elif isinstance(module, SledGenerativeHead):
+            for name, linear in module.named_modules():
+                if not isinstance(linear, nn.Linear):
+                    continue
+                _xavier_init(linear)
+                # A fresh head ignores its noise and puts out zeros.
+                if "adaLN_modulation" in name or name == "final_layer.linear":
+                    init.zeros_(linear.weight)
+
+
+def _xavier_init(linear: nn.Linear) -> None:
+    init.xavier_uniform_(linear.weight)
+    if linear.bias is not None:
+        init.zeros_(linear.bias)
+
+
+class SledModel(SledPreTrainedModel, LlamaModel):
+    """
+    The decoder of SLED without its heads and codec: [`~transformers.LlamaModel`] with the original's dropout. Its inputs
+    and outputs are Llama's.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(z_proj|z_proj_ln|eos_head|generative_head|scoreloss|bceloss|codec)\.",
+    ]
+
+    def __init__(self, config: SledConfig) -> None:
+        # Past `LlamaModel.__init__`, which would build and initialize layers only to replace them.
+        super(LlamaModel, self).__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(SledDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+
+class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
+    """
+    SLED text-to-speech (arXiv 2505.13181). `generate` speaks a text, `stream` speaks it piece by piece, and calling the
+    model with text and speech gives the training losses.
+
+    Args:
+        config ([`SledConfig`]):
+            The architecture.
+        build_codec (`bool`, *optional*, defaults to `True`):
+            Whether to build a codec with random weights from `config.codec_config`. `False` leaves the model without one
+            until [`~SledForSpeechSynthesis.set_codec`].
+    """
+
+    main_input_name = "input_ids"
+    _keep_in_fp32_modules_strict = ["codec"]
+    _keys_to_ignore_on_load_unexpected = [r"^bceloss\."]
+
+    def __init__(self, config: SledConfig, build_codec: bool = True) -> None:
+        super().__init__(config)
+        self.model = SledModel(config)
+        self.z_proj = nn.Linear(config.latent_dim, config.hidden_size)
+        self.z_proj_ln = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.eos_head = nn.Linear(config.hidden_size, 1, bias=False)
+        self.generative_head = SledGenerativeHead(config)
+        self.codec: SledCodec | None = None
+        if build_codec:
+            if config.codec_config is None:
+                config.codec_config = EncodecConfig()
+            self._check_codec(config, config.codec_config)
+            self.codec = SledCodec(config.codec_config)
+        self.fill_generation_config()
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *model_args: Any,
+        config: SledConfig | str | Path | None = None,
+        codec: "EncodecModel | str | Path | None" = None,
+        **kwargs: Any,
+    ) -> "SledForSpeechSynthesis":
+        r"""
+        Loads a checkpoint of this package, which holds its codec, or one in the released format, which holds none.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`):
+                Repository on the Hub, or local folder.
+            config ([`SledConfig`], `str` or `Path`, *optional*):
+                Configuration to use instead of the checkpoint's.
+            codec ([`~transformers.EncodecModel`], `str` or `Path`, *optional*):
+                Codec, or the repository or folder of one, to use instead of the checkpoint's or, where it has none, of
+                `config.codec_id`.
+            kwargs:
+                Everything that [`~transformers.PreTrainedModel.from_pretrained`] takes: `dtype`, `device_map`,
+                `attn_implementation`, `quantization_config`, `revision`, `cache_dir`, ...
+
+        Returns:
+            [`SledForSpeechSynthesis`]: the model, in evaluation mode, its codec frozen and in float32.
+
+        Raises:
+            `ValueError`: if the checkpoint is not SLED or lacks weights, or the codec does not fit it.
+            `OSError`: if the checkpoint or its codec cannot be found.
+
+        Example:
+
+        ```python
+        >>> from transformers_sled import SledForSpeechSynthesis
+
+        >>> model = SledForSpeechSynthesis.from_pretrained("ICTNLP/SLED-TTS-Libriheavy", dtype="bfloat16")
+        >>> model.codec.dtype
+        torch.float32
+        ```
+        """
+        hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+        hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
+        if not isinstance(config, SledConfig):
+            config_source = config if config is not None else pretrained_model_name_or_path
+            location = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+            config_dict, _ = SledConfig.get_config_dict(config_source, **hub_kwargs, **location)
+            if config_dict.get("model_type") not in ("sled", "speech_llama"):
+                raise ValueError(
+                    f"{str(config_source)!r} is not a SLED checkpoint: its `model_type` is "
+                    f"{config_dict.get('model_type')!r}, expected 'sled' or 'speech_llama'."
+                )
+            config = SledConfig.from_dict(config_dict)
+
+        holds_codec = config.codec_config is not None
+        separate_codec = None
+        if codec is not None or not holds_codec:
+            separate_codec = _load_codec(codec if codec is not None else config.codec_id, **hub_kwargs)
+            cls._check_codec(config, separate_codec.config)
+
+        # The released checkpoints keep the head's weights inside the loss module that trains it.
+        kwargs.setdefault("key_mapping", {r"^scoreloss\.net\.": "generative_head."})
+        with_loading_info = kwargs.pop("output_loading_info", False)
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            config=config,
+            build_codec=holds_codec,
+            output_loading_info=True,
+            **kwargs,
+        )
+        missing_keys = sorted(loading_info["missing_keys"])
+        if missing_keys:
+            raise ValueError(
+                f"The checkpoint {str(pretrained_model_name_or_path)!r} is incomplete: {len(missing_keys)} weights are "
+                f"missing, {', '.join(missing_keys[:5])}{', ...' if len(missing_keys) > 5 else ''}."
+            )
+        if separate_codec is not None:
+            model.set_codec(separate_codec)
+        return (model, loading_info) if with_loading_info else model
+
+    @staticmethod
+    def _check_codec(config: SledConfig, codec_config: EncodecConfig) -> None:
+        if codec_config.hidden_size != config.latent_dim:
+            raise ValueError(
+                f"`codec` has latents of width {codec_config.hidden_size} (`hidden_size`), but the model's `latent_dim` is "
+                f"{config.latent_dim}."
+            )
+        if config.codec_bandwidth not in codec_config.target_bandwidths:
+            raise ValueError(
+                f"`codec_bandwidth` is {config.codec_bandwidth} kbit/s, but `codec` works at "
+                f"{list(codec_config.target_bandwidths)}."
+            )
+
+    def set_codec(self, codec: EncodecModel) -> None:
+        """
+        Gives the model a codec. It is frozen, kept in float32 and saved with the model from then on.
+
+        Args:
+            codec ([`~transformers.EncodecModel`]):
+                A mono codec whose `hidden_size` is the model's `latent_dim`.
+
+        Raises:
+            `ValueError`: if the codec does not fit the model.
+        """
+        self._check_codec(self.config, codec.config)
+        sled_codec = SledCodec(codec.config)
+        sled_codec.load_state_dict(codec.state_dict())
+        self.codec = sled_codec.to(self.device).eval()
+        self.config.codec_config = codec.config
+
+    def get_codec(self) -> SledCodec:
+        """
+        Returns:
+            [`~transformers.EncodecModel`]: the model's codec.
+
+        Raises:
+            `ValueError`: if the model has none.
+        """
+        if self.codec is None:
+            raise ValueError("The model has no codec. Give it one with `set_codec`, or load it with `from_pretrained`.")
+        return self.codec
+
+    @torch.no_grad()
+    def encode_audio(
+        self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Turns audio into speech latents: the sum of the codebook vectors that the codec picks at `config.codec_bandwidth`.
+
+        Args:
+            input_values (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)` or `(batch_size, num_samples)`):
+                Waveforms at the codec's sampling rate, in float32.
+            padding_mask (`torch.LongTensor` of shape `(batch_size, num_samples)`, *optional*):
+                1 for a sample, 0 for padding on either side. All samples are real by default.
+
+        Returns:
+            `tuple(torch.FloatTensor, torch.BoolTensor)`: latents `(batch_size, num_frames, latent_dim)` in float32, zero
+            where masked, and their mask `(batch_size, num_frames)`. A last frame that is not full is completed with
+            silence.
+        """
+        codec = self.get_codec()
+        input_values = input_values.reshape(input_values.shape[0], -1).to(codec.device, torch.float32)
+        if padding_mask is None:
+            padding_mask = torch.ones_like(input_values, dtype=torch.bool)
+        padding_mask = padding_mask.reshape(input_values.shape).to(codec.device).bool()
+        if padding_mask.shape[1] > 1 and (padding_mask[:, 1:] > padding_mask[:, :-1]).any():
+            input_values, padding_mask = _pack_left(input_values, padding_mask)
+        hop_length = codec.config.hop_length
+        missing = -input_values.shape[1] % hop_length
+        input_values = nn.functional.pad(input_values * padding_mask, (0, missing))
+        num_frames = (padding_mask.sum(dim=1) + hop_length - 1) // hop_length
+        with torch.autocast(codec.device.type, enabled=False):
+            codes = codec.encode(
+                input_values[:, None], bandwidth=self.config.codec_bandwidth, return_dict=True
+            ).audio_codes[0]
+        mask = torch.arange(codes.shape[-1], device=codes.device) < num_frames[:, None]
+        return self.decode_codes(codes) * mask[..., None], mask
+
+    @torch.no_grad()
+    def decode_codes(self, audio_codes: torch.Tensor) -> torch.Tensor:
+        """
+        Looks codes up in the codebooks.
+
+        Args:
+            audio_codes (`torch.LongTensor` of shape `(batch_size, num_codebooks, num_frames)`):
+                Codes of the codec at `config.codec_bandwidth`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`: latents in float32, the sums of the
+            codebook vectors.
+
+        Raises:
+            `ValueError`: if the number of codebooks is not the one of `config.codec_bandwidth`.
+        """
+        codec = self.get_codec()
+        num_codebooks = codec.quantizer.get_num_quantizers_for_bandwidth(self.config.codec_bandwidth)
+        if audio_codes.ndim != 3 or audio_codes.shape[1] != num_codebooks:
+            raise ValueError(
+                f"`audio_codes` must be of shape (batch_size, {num_codebooks}, num_frames) for a codec at "
+                f"{self.config.codec_bandwidth} kbit/s, got {tuple(audio_codes.shape)}."
+            )
+        codes = audio_codes.to(codec.device, torch.long).transpose(0, 1)
+        with torch.autocast(codec.device.type, enabled=False):
+            return codec.quantizer.decode(codes).transpose(1, 2)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Turns speech latents into audio with the codec's decoder, without its quantizer.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`):
+                Speech latents.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_frames * hop_length)`: waveforms in float32 at the codec's
+            sampling rate.
+        """
+        codec = self.get_codec()
+        latents = latents.to(codec.device, torch.float32)
+        if latents.shape[1] == 0:
+            return latents.new_zeros(latents.shape[0], 0)
+        with torch.autocast(codec.device.type, enabled=False):
+            return codec.decoder(latents.transpose(1, 2))[:, 0]
+
+    def encode_prompt(
+        self, prompt_values: torch.Tensor, prompt_values_mask: torch.Tensor | None = None
+    ) -> SledPromptOutput:
+        """
+        Encodes voice prompts once, to be reused instead of their audio.
+
+        Args:
+            prompt_values (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`):
+                Waveforms of the voice prompts at the codec's sampling rate, as the processor returns them.
+            prompt_values_mask (`torch.LongTensor` of shape `(batch_size, num_samples)`, *optional*):
+                1 for a sample, 0 for padding. All samples are real by default.
+
+        Returns:
+            [`SledPromptOutput`]: `prompt_latents` and `prompt_latents_mask`.
+
+        Raises:
+            `ValueError`: if the audio is of another shape, empty, or has values that are not finite.
+
+        Example:
+
+        ```python
+        >>> inputs = processor("Hello.", prompt_text="How are you?", prompt_audio="voice.wav", return_tensors="pt")
+        >>> voice = model.encode_prompt(inputs["prompt_values"], inputs["prompt_values_mask"])
+        >>> inputs = processor("Another sentence.", prompt_text="How are you?", **voice, return_tensors="pt")
+        >>> audio = model.generate(**inputs)
+        ```
+        """
+        if prompt_values.ndim not in (2, 3) or (prompt_values.ndim == 3 and prompt_values.shape[1] != 1):
+            raise ValueError(
+                f"`prompt_values` must be of shape (batch_size, 1, num_samples), got {tuple(prompt_values.shape)}."
+            )
+        if not torch.isfinite(prompt_values).all():
+            raise ValueError("`prompt_values` has values that are not finite.")
+        if prompt_values_mask is not None:
+            if prompt_values_mask.shape != (prompt_values.shape[0], prompt_values.shape[-1]):
+                raise ValueError(
+                    f"`prompt_values_mask` must be of shape {(prompt_values.shape[0], prompt_values.shape[-1])}, got "
+                    f"{tuple(prompt_values_mask.shape)}."
+                )
+            is_empty = not prompt_values_mask.bool().any(dim=1).all()
+        else:
+            is_empty = prompt_values.shape[-1] == 0
+        if is_empty:
+            raise ValueError("`prompt_values` has a row without any samples.")
+        latents, mask = self.encode_audio(prompt_values, prompt_values_mask)
+        return SledPromptOutput(prompt_latents=latents, prompt_latents_mask=mask.long())
+
+    def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """
+        Embeds text tokens for the decoder.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`):
+                Text token ids.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_tokens, hidden_size)`.
+        """
+        return self.z_proj_ln(self.model.embed_tokens(input_ids))
+
+    def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Embeds speech latents for the decoder.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`):
+                Speech latents.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_frames, hidden_size)`.
+        """
+        return self.z_proj_ln(self.z_proj(latents.to(self.model.embed_tokens.weight.dtype)))
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_values: torch.FloatTensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        audio_codes: torch.LongTensor | None = None,
+        audio_codes_mask: torch.Tensor | None = None,
+        noise: torch.FloatTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        return_loss: bool = True,
+        **kwargs: Any,
+    ) -> SledOutput:
+        r"""
+        Runs the decoder over text and, where speech is given, over the speech that says it, and computes the training
+        losses of the paper's section 3 (`modeling_speech_llama` of the original).
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`):
+                Text token ids.
+            attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`, *optional*):
+                1 for a token, 0 for padding on either side. Padding takes no position.
+            input_values (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`, *optional*):
+                Waveforms at the codec's sampling rate.
+            padding_mask (`torch.LongTensor` of shape `(batch_size, num_samples)`, *optional*):
+                1 for a sample, 0 for padding on either side.
+            audio_codes (`torch.LongTensor` of shape `(batch_size, num_codebooks, num_frames)`, *optional*):
+                Codes of the waveforms, instead of `input_values`.
+            audio_codes_mask (`torch.LongTensor` of shape `(batch_size, num_frames)`, *optional*):
+                1 for a frame, 0 for padding on either side.
+            noise (`torch.FloatTensor` of shape `(2, batch_size, num_frames, noise_dim)`, *optional*):
+                Noise of the two samples that the energy loss draws for every frame. Drawn from the global generator by
+                default.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Positions, for calls without speech.
+            past_key_values ([`~transformers.Cache`], *optional*):
+                Cache of earlier positions, for calls without speech.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Embeddings (from `embed_text` and `embed_latents`) instead of `input_ids`, for calls without speech.
+            use_cache (`bool`, *optional*):
+                Whether to return a cache, for calls without speech.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                Whether to compute the losses where speech is given.
+            kwargs:
+                Further arguments of [`~transformers.LlamaModel`], such as `output_hidden_states`.
+
+        Returns:
+            [`SledOutput`]: with speech given, every row is packed to the left in the model's own order of text and
+            speech.
+
+        Raises:
+            `ValueError`: if the arguments do not go together, a row has no text or no speech, or a row is longer than
+            `config.max_position_embeddings`.
+
+        Example:
+
+        ```python
+        >>> batch = processor(text=["Hello."], audio=["hello.wav"], return_tensors="pt")
+        >>> outputs = model(**batch)
+        >>> outputs.loss, outputs.energy_loss, outputs.eos_loss
+        ```
+        """
+        if input_values is None and audio_codes is None:
+            if (input_ids is None) == (inputs_embeds is None):
+                raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+            outputs = self.model(
+                inputs_embeds=inputs_embeds if input_ids is None else self.embed_text(input_ids),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+            return SledOutput(
+                eos_logits=self.eos_head(outputs.last_hidden_state).squeeze(-1),
+                last_hidden_state=outputs.last_hidden_state,
+                past_key_values=outputs.past_key_values,
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
+
+        if input_ids is None:
+            raise ValueError("Speech needs the `input_ids` of its text.")
+        if input_values is not None and audio_codes is not None:
+            raise ValueError("Give speech either as `input_values` or as `audio_codes`.")
+        if inputs_embeds is not None or past_key_values is not None or position_ids is not None:
+            raise ValueError("`inputs_embeds`, `past_key_values` and `position_ids` are for calls without speech.")
+        latents, latents_mask = self._get_target_latents(input_values, padding_mask, audio_codes, audio_codes_mask)
+        latents, latents_mask = latents.to(input_ids.device), latents_mask.to(input_ids.device)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        input_ids, text_mask = _pack_left(input_ids, attention_mask.bool())
+        if latents.shape[0] != input_ids.shape[0]:
+            raise ValueError(f"There are {input_ids.shape[0]} rows of text but {latents.shape[0]} of speech.")
+        num_tokens, num_frames = text_mask.sum(dim=1), latents_mask.sum(dim=1)
+        if (num_tokens == 0).any() or (num_frames == 0).any():
+            raise ValueError("Every row needs text and speech, but some are all padding.")
+        longest = int((num_tokens + num_frames).max())
+        if longest > self.config.max_position_embeddings:
+            raise ValueError(
+                f"A row of text and speech is {longest} positions long, more than `max_position_embeddings` "
+                f"({self.config.max_position_embeddings})."
+            )
+
+        text_positions, frame_positions = self._get_positions(text_mask, latents_mask, num_tokens, num_frames)
+        visible_text, input_ids, is_dropped = self._drop_text(input_ids, text_mask, num_tokens)
+
+        # Scatter text and speech to their places; padding goes to a slot past the end that is cut off.
+        places = torch.cat(
+            [
+                text_positions.masked_fill(~text_mask, longest),
+                frame_positions[:, :-1].masked_fill(~latents_mask, longest),
+            ],
+            dim=1,
+        )
+        order = torch.zeros(places.shape[0], longest + 1, dtype=torch.long, device=places.device)
+        order.scatter_(1, places, torch.arange(places.shape[1], device=places.device).expand_as(places))
+        order = order[:, :longest]
+        embeds = torch.cat([self.embed_text(input_ids), self.embed_latents(latents)], dim=1)
+        embeds = embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1]))
+        visible = torch.cat([visible_text, latents_mask], dim=1).gather(1, order)
+        visible = visible & (torch.arange(longest, device=visible.device) < (num_tokens + num_frames)[:, None])
+
+        outputs = self.model(inputs_embeds=embeds, attention_mask=visible.long(), use_cache=False, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        eos_logits = self.eos_head(hidden_states).squeeze(-1)
+        output = SledOutput(
+            eos_logits=eos_logits,
+            last_hidden_state=hidden_states,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        if return_loss:
+            sources = self._get_sources(text_positions, frame_positions, num_tokens, is_dropped)
+            output.energy_loss = self._energy_loss(hidden_states, sources[:, :-1], latents, latents_mask, noise)
+            output.eos_loss = self._eos_loss(eos_logits, sources, num_frames)
+            output.loss = output.energy_loss + output.eos_loss
+        return output
+
+    def _get_target_latents(
+        self,
+        input_values: torch.Tensor | None,
+        padding_mask: torch.Tensor | None,
+        audio_codes: torch.Tensor | None,
+        audio_codes_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents of the true speech, packed to the left, and their mask."""
+        if input_values is not None:
+            return self.encode_audio(input_values, padding_mask)
+        latents = self.decode_codes(audio_codes)
+        if audio_codes_mask is None:
+            return latents, torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+        if audio_codes_mask.shape != latents.shape[:2]:
+            raise ValueError(
+                f"`audio_codes_mask` must be of shape {tuple(latents.shape[:2])}, got {tuple(audio_codes_mask.shape)}."
+            )
+        return _pack_left(latents, audio_codes_mask.to(latents.device).bool())
+
+    def _get_positions(
+        self,
+        text_mask: torch.Tensor,
+        latents_mask: torch.Tensor,
+        num_tokens: torch.Tensor,
+        num_frames: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Places of the text tokens `(batch_size, num_tokens)` and of the frames `(batch_size, num_frames + 1)` in a row,
+        the last of which is where a frame after the row's end would go. Offline, text comes first. Interleaved, blocks of
+        text and speech alternate as long as both fill one; then one more block of text, the rest of the speech and the
+        rest of the text follow (`modeling_speech_llama` of the original, for each row by its own lengths).
+        """
+        token_index = torch.arange(text_mask.shape[1], device=text_mask.device).expand_as(text_mask)
+        frame_index = torch.arange(latents_mask.shape[1] + 1, device=text_mask.device)[None]
+        frame_index = frame_index.expand(latents_mask.shape[0], -1)
+        num_tokens, num_frames = num_tokens[:, None], num_frames[:, None]
+        if not self.config.is_interleaved:
+            return token_index, frame_index + num_tokens
+        text_size, speech_size = self.config.text_chunk_size, self.config.speech_chunk_size
+        num_blocks = torch.minimum(num_tokens // text_size, num_frames // speech_size)
+        token_block = token_index // text_size
+        frames_before = torch.where(token_block <= num_blocks, token_block * speech_size, num_frames)
+        frame_block = torch.minimum(frame_index // speech_size, num_blocks)
+        tokens_before = torch.minimum((frame_block + 1) * text_size, num_tokens)
+        return token_index + frames_before, frame_index + tokens_before
+
+    def _drop_text(
+        self, input_ids: torch.Tensor, text_mask: torch.Tensor, num_tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Hides the text of some rows in training: all but the last token offline, all but the first one, which becomes
+        `</s>`, interleaved. Returns the visible text, the ids, and which rows were dropped.
+        """
+        batch_size = input_ids.shape[0]
+        is_dropped = torch.zeros(batch_size, dtype=torch.bool, device=input_ids.device)
+        if not self.training or self.config.text_dropout_prob == 0:
+            return text_mask, input_ids, is_dropped
+        is_dropped = torch.rand(batch_size, device=input_ids.device) < self.config.text_dropout_prob
+        kept = torch.zeros_like(num_tokens) if self.config.is_interleaved else num_tokens - 1
+        is_kept = torch.arange(input_ids.shape[1], device=input_ids.device) == kept[:, None]
+        if self.config.is_interleaved:
+            input_ids = input_ids.masked_fill(is_kept & is_dropped[:, None], self.config.eos_token_id)
+        return text_mask & (is_kept | ~is_dropped[:, None]), input_ids, is_dropped
+
+    def _get_sources(
+        self,
+        text_positions: torch.Tensor,
+        frame_positions: torch.Tensor,
+        num_tokens: torch.Tensor,
+        is_dropped: torch.Tensor,
+    ) -> torch.Tensor:
+        """Position that each frame is predicted from, `(batch_size, num_frames + 1)`: the nearest visible one before it."""
+        kept = torch.zeros_like(num_tokens) if self.config.is_interleaved else num_tokens - 1
+        kept_position = text_positions.gather(1, kept[:, None])
+        sources_of_dropped = torch.cat([kept_position, frame_positions[:, :-1]], dim=1)
+        return torch.where(is_dropped[:, None], sources_of_dropped, frame_positions - 1)
+
+    def _energy_loss(
+        self,
+        hidden_states: torch.Tensor,
+        sources: torch.Tensor,
+        latents: torch.Tensor,
+        latents_mask: torch.Tensor,
+        noise: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Energy distance with two samples a frame and exponent 1 (equation 6 of the paper), averaged over frames."""
+        batch_size, num_frames = latents_mask.shape
+        shape = (2, batch_size, num_frames, self.config.noise_dim)
+        if noise is None:
+            # Two draws, as the original makes them, so that a seed gives the original's noise.
+            draws = [torch.randn(batch_size * num_frames, shape[-1], device=latents.device) for _ in range(2)]
+            noise = torch.stack(draws).view(shape)
+        elif noise.shape != shape:
+            raise ValueError(f"`noise` must be of shape {shape}, got {tuple(noise.shape)}.")
+        hidden_states = hidden_states.gather(
+            1, sources.clamp(max=hidden_states.shape[1] - 1)[..., None].expand(-1, -1, hidden_states.shape[-1])
+        )[latents_mask]
+        noise = noise.to(hidden_states.device, hidden_states.dtype)[:, latents_mask]
+        first, second = self.generative_head(hidden_states.expand(2, -1, -1), noise).float()
+        target = latents[latents_mask]
+        distance = torch.linalg.vector_norm
+        attraction = distance(first - target, dim=-1) + distance(second - target, dim=-1)
+        return (attraction - distance(first - second, dim=-1)).mean()
+
+    def _eos_loss(self, eos_logits: torch.Tensor, sources: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
+        """Binary cross entropy of the end of speech at every position that a frame or the end follows."""
+        frame_index = torch.arange(sources.shape[1], device=sources.device)[None]
+        is_asked = frame_index <= num_frames[:, None]
+        is_end = frame_index == num_frames[:, None]
+        logits = eos_logits.gather(1, sources.clamp(max=eos_logits.shape[1] - 1))[is_asked].float()
+        return nn.functional.binary_cross_entropy_with_logits(
+            logits, is_end[is_asked].float(), pos_weight=logits.new_tensor(EOS_POSITIVE_WEIGHT)
+        )
+
+
+def _pack_left(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moves what the mask (batch_size, length) keeps to the left of each row, in order, and zeroes the rest."""
+    order = torch.argsort((~mask).int(), dim=1, stable=True)
+    mask = mask.gather(1, order)
+    index, keep = (order, mask) if values.ndim == 2 else (order[..., None].expand_as(values), mask[..., None])
+    return values.gather(1, index) * keep, mask
+
+
+def _load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> EncodecModel:
+    """The codec itself, or loaded from where it is kept."""
+    if isinstance(codec, EncodecModel):
+        return codec
+    if not isinstance(codec, str | Path):
+        raise ValueError(
+            f"`codec` must be an `EncodecModel`, a repository or a folder, got {type(codec).__name__}. The checkpoint "
+            "holds no codec and its `codec_id` names none."
+        )
+    try:
+        config_dict, _ = EncodecConfig.get_config_dict(codec, **hub_kwargs)
+        if config_dict.get("model_type") != "encodec":
+            raise ValueError(
+                f"`codec` must be an EnCodec, but {str(codec)!r} has the `model_type` {config_dict.get('model_type')!r}."
+            )
+        return EncodecModel.from_pretrained(codec, dtype=torch.float32, **hub_kwargs)
+    except OSError as error:
+        raise OSError(
+            f"The checkpoint holds no codec weights, and the codec {str(codec)!r} could not be loaded. There are three "
+            "ways to provide it: (1) let it be downloaded once while the Hub is reachable, for example with `hf download "
+            f"{codec}`; (2) pass `codec=` a local folder or an `EncodecModel`; (3) save a checkpoint that holds its codec "
+            "with `model.save_pretrained(...)` where it is at hand, and load that one."
+        ) from error
+
+
+__all__ = [
+    "SledForSpeechSynthesis",
+    "SledGenerativeHead",
+    "SledModel",
+    "SledOutput",
+    "SledPreTrainedModel",
+    "SledPromptOutput",
+]
