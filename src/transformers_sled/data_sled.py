@@ -26,6 +26,8 @@ from tqdm.auto import tqdm
 if TYPE_CHECKING:
     from transformers import EncodecModel, PreTrainedTokenizerBase
 
+    from .processing_sled import SledProcessor
+
 
 PREPARED_FEATURES = datasets.Features(
     {
@@ -82,8 +84,7 @@ def read_audio(audio: str | os.PathLike | bytes | Mapping[str, Any], sampling_ra
     (24000,)
     ```
     """
-    if not isinstance(audio, Mapping):
-        audio = {"bytes": audio} if isinstance(audio, bytes) else {"path": audio}
+    audio = _as_mapping(audio)
     if audio.get("array") is not None:
         samples, rate = np.asarray(audio["array"], dtype=np.float32), int(audio["sampling_rate"])
         if samples.ndim > 2:
@@ -135,14 +136,35 @@ def _decode(audio: Mapping[str, Any]) -> tuple[np.ndarray, int]:
         return channels, file.samplerate
 
 
-def _audio_duration(audio: Mapping[str, Any]) -> float:
-    """Seconds of audio, without decoding it."""
+def audio_duration(audio: str | os.PathLike | bytes | Mapping[str, Any]) -> float:
+    """
+    Measures an utterance without decoding it.
+
+    Args:
+        audio (`str`, `os.PathLike`, `bytes` or `Mapping`):
+            As for [`read_audio`].
+
+    Returns:
+        `float`: seconds.
+
+    Raises:
+        `DroppedItemError` (a `ValueError`): If the audio is missing or unreadable.
+    """
+    audio = _as_mapping(audio)
     if audio.get("duration") is not None:
         return float(audio["duration"])
     if audio.get("array") is not None:
         return np.shape(audio["array"])[-1] / audio["sampling_rate"]
     with _open_audio(audio) as file:
         return file.frames / file.samplerate
+
+
+def _as_mapping(audio: Any) -> Mapping[str, Any]:
+    if audio is None:
+        raise DroppedItemError("audio is missing", "null")
+    if isinstance(audio, Mapping):
+        return audio
+    return {"bytes": audio} if isinstance(audio, bytes) else {"path": audio}
 
 
 def parse_cut(line: str, audio_root: str | os.PathLike = "") -> dict[str, Any]:
@@ -262,11 +284,7 @@ def _parse_cut_row(row: Mapping[str, Any], audio_root: str | os.PathLike) -> dic
 def _parse_table_row(
     row: Mapping[str, Any], columns: Mapping[str, str], audio_root: str | os.PathLike
 ) -> dict[str, Any]:
-    audio = row[columns["audio"]]
-    if audio is None:
-        raise DroppedItemError("audio is missing", "null")
-    if not isinstance(audio, Mapping):
-        audio = {"bytes": audio} if isinstance(audio, bytes) else {"path": audio}
+    audio = _as_mapping(row[columns["audio"]])
     if audio.get("path") and audio.get("bytes") is None:
         audio = {**audio, "path": os.path.join(audio_root, audio["path"])}
     return {
@@ -330,7 +348,7 @@ class _ShardReader(torch.utils.data.IterableDataset):
             item: dict[str, Any] = {"row": row, "id": None}
             try:
                 item |= self.parse(self.dataset[row])
-                item["duration"] = _audio_duration(item["audio"])
+                item["duration"] = audio_duration(item["audio"])
                 self.check(item["text"], item["duration"])
             except DroppedItemError as error:
                 drop(item, error)
@@ -675,3 +693,90 @@ def prepare_dataset(
                 progress.update(len(part.items))
     _write_card(output_dir)
     return _report(output_dir, split, num_shards, len(dataset))
+
+
+class SledDataCollator:
+    """
+    Makes training batches of text with speech, given as waveforms or as EnCodec codes.
+
+    The text is padded on the tokenizer's `padding_side` (left for an offline model, right for an interleaved one), the
+    speech on the right. With codes the codec does not run: the model looks their latents up.
+
+    Args:
+        processor ([`SledProcessor`]):
+            The processor of the model that is trained.
+
+    Example:
+
+    ```python
+    >>> from transformers import Trainer
+    >>> from transformers_sled import SledDataCollator
+
+    >>> trainer = Trainer(model, args, SledDataCollator(processor), train_dataset=dataset)  # doctest: +SKIP
+    ```
+    """
+
+    def __init__(self, processor: SledProcessor):
+        self.processor = processor
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """
+        Collates a batch.
+
+        Args:
+            examples (sequence of `Mapping`):
+                Each with `text` and either `audio_codes` of shape `(codebooks, frames)` or `audio`, as
+                [`read_audio`] takes it.
+
+        Returns:
+            `dict` with `input_ids` and `attention_mask` of shape `(batch, tokens)`, `return_loss` (true), and either
+            `audio_codes` of shape `(batch, codebooks, frames)` with `audio_codes_mask` of shape `(batch, frames)`, or
+            `input_values` of shape `(batch, 1, samples)` with `padding_mask` of shape `(batch, samples)`.
+
+        Raises:
+            `ValueError`: If an example has no text or no speech, or its audio cannot be read; the message names it.
+        """
+        if not examples:
+            raise ValueError("`examples` must not be empty")
+        for example in examples:
+            if not isinstance(example.get("text"), str) or not example["text"].strip():
+                raise ValueError(f"{_name(example)} must have a `text` that is not empty, got {example.get('text')!r}")
+        speech_key = "audio_codes" if examples[0].get("audio_codes") is not None else "audio"
+        for example in examples:
+            if example.get(speech_key) is None:
+                raise ValueError(f"{_name(example)} must have `{speech_key}`, its keys are {sorted(example)}")
+        batch = dict(
+            self.processor.tokenizer(
+                [example["text"] for example in examples], padding=True, split_special_tokens=True, return_tensors="pt"
+            )
+        )
+        speech = self._collate_codes(examples) if speech_key == "audio_codes" else self._collate_audio(examples)
+        return {**batch, **speech, "return_loss": True}
+
+    def _collate_codes(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = [torch.as_tensor(np.asarray(example["audio_codes"]), dtype=torch.long) for example in examples]
+        for example, row in zip(examples, rows, strict=True):
+            if row.ndim != 2 or row.shape[0] != rows[0].shape[0] or row.shape[1] == 0:
+                raise ValueError(
+                    f"`audio_codes` of {_name(example)} must be of shape ({rows[0].shape[0]}, frames), got "
+                    f"{tuple(row.shape)}"
+                )
+        lengths = torch.tensor([row.shape[1] for row in rows])
+        codes = torch.zeros(len(rows), rows[0].shape[0], int(lengths.max()), dtype=torch.long)
+        for target, row in zip(codes, rows, strict=True):
+            target[:, : row.shape[1]] = row
+        return {"audio_codes": codes, "audio_codes_mask": (torch.arange(codes.shape[2]) < lengths[:, None]).long()}
+
+    def _collate_audio(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        feature_extractor = self.processor.feature_extractor
+        waveforms = []
+        for example in examples:
+            try:
+                waveforms.append(read_audio(example["audio"], feature_extractor.sampling_rate))
+            except DroppedItemError as error:
+                raise ValueError(f"`audio` of {_name(example)} cannot be used: {error}") from error
+        return dict(feature_extractor(waveforms, sampling_rate=feature_extractor.sampling_rate, return_tensors="pt"))
+
+
+def _name(example: Mapping[str, Any]) -> str:
+    return f"example {example['id']!r}" if example.get("id") is not None else "an example"
