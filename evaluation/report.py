@@ -132,7 +132,7 @@ def notes(summary: dict[str, Any], timings: dict[str, Any]) -> list[str]:
 
 
 def counts_text(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "none"
 
 
 def markdown(summary: dict[str, Any], timings: dict[str, Any]) -> str:
@@ -157,8 +157,13 @@ def markdown(summary: dict[str, Any], timings: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
         lines += ["| " + " | ".join(cells) + " |" for cells in table_rows(entry["rows"], timings)]
         for name, row in entry["rows"].items():
-            if row["silent"] or row["failed"]:
-                lines += ["", f"{name}: nothing was heard in {row['silent']} utterances, {row['failed']} failed."]
+            troubles = {
+                "nothing was recognized": row["unheard"],
+                "no voice to compare": row["voiceless"],
+                "synthesis failed": row["failed"],
+            }
+            if any(troubles.values()):
+                lines += ["", f"{name}: {counts_text({what: count for what, count in troubles.items() if count})}."]
         lines.append("")
     return "\n".join(lines + [f"- {note}" for note in notes(summary, timings)]) + "\n"
 
@@ -219,15 +224,12 @@ def write_plots(
     folder: Path, protocol: str, rows: dict[str, list[dict[str, Any]]], scores: Scores, summary: dict[str, Any]
 ) -> list[str]:
     """Draw the plots of one protocol; returns their paths in the folder."""
-    paths = [
-        save_figure(plot_error_by_length(rows), folder, f"plots/{protocol}-error-by-length.png"),
-        save_figure(plot_similarity(rows), folder, f"plots/{protocol}-similarity.png"),
-        save_figure(plot_worst(folder, protocol, rows, scores), folder, f"plots/{protocol}-worst.png"),
-    ]
+    figures = {"error-by-length": plot_error_by_length(rows), "similarity": plot_similarity(rows)}
     table = summary["protocols"][protocol]["rows"]
     if sum(row["guidance_scale"] is not None for row in table.values()) > 1:
-        paths.append(save_figure(plot_guidance(table), folder, f"plots/{protocol}-guidance.png"))
-    return paths
+        figures["guidance"] = plot_guidance(table)
+    figures["worst"] = plot_worst(folder, protocol, rows, scores)
+    return [save_figure(figure, folder, f"plots/{protocol}-{name}.png") for name, figure in figures.items()]
 
 
 def plot_error_by_length(rows: dict[str, list[dict[str, Any]]]) -> Figure:

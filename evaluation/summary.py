@@ -142,6 +142,7 @@ class Scores:
             "error": self.audio[system, utterance_id].get("error"),
         }
         whole = (system, utterance_id, "whole")
+        scores["voiceless"] = self.embeddings[whole] is None
         if protocol == "continuation":
             prompt = ("prompt", utterance_id, "whole")
             scores["similarity_to_prompt"] = self.similarity(whole, prompt)
@@ -212,6 +213,7 @@ def aggregate(scores: list[dict[str, Any]]) -> dict[str, Any]:
             row[name] = round(float(np.mean(values)), 4)
             row[f"{name}_interval"] = interval(np.mean, values)
     row["spoken_seconds"] = round(sum(entry["spoken_seconds"] for entry in scores), 2)
-    row["silent"] = sum(not entry["hypothesis"] for entry in scores)
+    row["unheard"] = sum(not entry["hypothesis"] for entry in scores)
+    row["voiceless"] = sum(entry["voiceless"] for entry in scores)
     row["failed"] = sum(entry["error"] is not None for entry in scores)
     return row
