@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,10 @@ from transformers.models.encodec.modeling_encodec import (
     EncodecResnetBlock,
 )
 
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# A layer of the decoder: (batch, time, channels) and the state of the stream, which it updates, to (batch, time, channels).
+# A layer takes (batch, time, channels) and the state of the stream, which it updates, and returns the same layout.
 _Layer = Callable[[Tensor, list[Tensor]], Tensor]
 
 # Frames decoded in one pass, which bounds the memory that a long input takes.
@@ -205,19 +203,19 @@ class SledStreamingDecoder:
     def _check_codec(codec: EncodecModel) -> None:
         if not isinstance(codec, EncodecModel):
             raise ValueError(f"`codec` must be an `EncodecModel`, got {type(codec).__name__}.")
-        for field, accepted in {
-            "use_causal_conv": [True],
-            "norm_type": ["weight_norm"],
-            "trim_right_ratio": [1.0],
-            "pad_mode": ["reflect", "constant"],
-            "audio_channels": [1],
-        }.items():
+        accepted_values: dict[str, tuple] = {
+            "use_causal_conv": (True,),
+            "norm_type": ("weight_norm",),
+            "trim_right_ratio": (1.0,),
+            "pad_mode": ("reflect", "constant"),
+            "audio_channels": (1,),
+        }
+        for field, accepted in accepted_values.items():
             value = getattr(codec.config, field)
             if value not in accepted:
-                accepted_values = " or ".join(map(repr, accepted))
                 raise ValueError(
-                    f"This codec cannot be streamed: `{field}` in its configuration must be {accepted_values}, "
-                    f"got {value!r}."
+                    f"`codec` cannot be streamed: `{field}` of its configuration must be "
+                    f"{' or '.join(map(repr, accepted))}, got {value!r}."
                 )
         if codec.dtype != torch.float32:
             raise ValueError(f"`codec` must be in torch.float32, got {codec.dtype}.")
@@ -226,8 +224,8 @@ class SledStreamingDecoder:
         rate = 1
 
         def causal_conv(module: EncodecConv1d) -> _CausalConv:
-            weight, bias, dilation = module.conv.weight.transpose(1, 2), module.conv.bias.detach(), module.conv.dilation[0]
-            conv = _CausalConv(weight, bias, dilation, module.pad_mode, self._state)
+            weight, bias = module.conv.weight.transpose(1, 2), module.conv.bias.detach()
+            conv = _CausalConv(weight, bias, module.conv.dilation[0], module.pad_mode, self._state)
             if conv.reflect and conv.padding > 0:
                 self._first_frames = max(self._first_frames, math.ceil((conv.padding + 1) / rate))
             return conv
@@ -260,6 +258,17 @@ class SledStreamingDecoder:
         """Number of frames (`int`) that [`~SledStreamingDecoder.decode`] still needs to return its first samples."""
         return 0 if self._is_started else self._first_frames - self._held.shape[1]
 
+    def _prepare(self, latents: Tensor) -> Tensor:
+        if self._is_finished:
+            raise RuntimeError("Frames came after `finish`; a new signal needs a new decoder.")
+        expected = (self.batch_size, self._held.shape[2])
+        if not isinstance(latents, Tensor) or latents.ndim != 3 or (latents.shape[0], latents.shape[2]) != expected:
+            got = f"shape {tuple(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"`latents` must be a tensor of shape ({expected[0]}, frames, {expected[1]}), got {got}.")
+        if not latents.is_floating_point():
+            raise ValueError(f"`latents` must be of a floating type, got {latents.dtype}.")
+        return latents.detach().to(self._held)
+
     def decode(self, latents: Tensor) -> Tensor:
         r"""
         Decodes the next frames.
@@ -276,15 +285,7 @@ class SledStreamingDecoder:
             `ValueError`: if `latents` has another shape or is not of a floating type.
             `RuntimeError`: after [`~SledStreamingDecoder.finish`].
         """
-        if self._is_finished:
-            raise RuntimeError("`decode` was called after `finish`; make a new decoder for a new signal.")
-        expected = (self.batch_size, self._held.shape[2])
-        if not isinstance(latents, Tensor) or latents.ndim != 3 or (latents.shape[0], latents.shape[2]) != expected:
-            got = f"shape {tuple(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(f"`latents` must be a tensor of shape ({expected[0]}, frames, {expected[1]}), got {got}.")
-        if not latents.is_floating_point():
-            raise ValueError(f"`latents` must be of a floating type, got {latents.dtype}.")
-        latents = torch.cat([self._held, latents.detach().to(self._held)], dim=1)
+        latents = torch.cat([self._held, self._prepare(latents)], dim=1)
         if not self._is_started and latents.shape[1] < self._first_frames:
             self._held = latents
             return latents.new_zeros(self.batch_size, 0)
@@ -339,13 +340,13 @@ class SledStreamingDecoder:
             [`SledStreamingDecoder`]: a decoder of `len(indices)` rows.
 
         Raises:
-            `ValueError`: if there is no such row.
+            `ValueError`: if `indices` is empty, a mask, or names a row that does not exist.
         """
-        rows = torch.tensor([int(index) for index in indices], dtype=torch.long)
-        if len(rows) == 0 or rows.min() < 0 or rows.max() >= self.batch_size:
-            raise ValueError(
-                f"`indices` must be one or more rows from 0 to {self.batch_size - 1}, got {rows.tolist()}."
-            )
+        rows = torch.as_tensor(indices)
+        if rows.ndim != 1 or len(rows) == 0 or rows.dtype == torch.bool or rows.is_floating_point():
+            raise ValueError(f"`indices` must be one or more numbers of rows, got {indices!r}.")
+        if rows.min() < 0 or rows.max() >= self.batch_size:
+            raise ValueError(f"`indices` must be from 0 to {self.batch_size - 1}, got {rows.tolist()}.")
         rows = rows.to(self._held.device)
         return self._with_rows(self._held[rows], [tensor[rows] for tensor in self._state])
 
@@ -384,3 +385,408 @@ class SledStreamingDecoder:
             torch.cat([decoder._held for decoder in decoders]),
             [torch.cat(tensors) for tensors in zip(*(decoder._state for decoder in decoders), strict=True)],
         )
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be a positive, finite number of seconds, got {value!r}.")
+
+
+class SledAudioChunker:
+    r"""
+    Decides when to decode and what to hand out: latents in, in any portions, waveforms out. The first waveform comes
+    with the first frames that the decoder can turn into audio, and then one for every `chunk_duration` seconds of audio.
+    The sizes depend on the number of frames alone, not on the portions in which they come.
+
+    Args:
+        codec ([`~transformers.EncodecModel`]):
+            The codec, as [`SledStreamingDecoder`] takes it.
+        chunk_duration (`float`, *optional*, defaults to 0.2):
+            Duration in seconds of every waveform but the first and the last, rounded to whole frames.
+
+    Raises:
+        `ValueError`: if `chunk_duration` is not a positive finite number, or the codec cannot be streamed.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import EncodecConfig, EncodecModel
+    >>> from transformers_sled import SledAudioChunker
+
+    >>> codec = EncodecModel(EncodecConfig()).eval()
+    >>> chunker = SledAudioChunker(codec, chunk_duration=0.2)
+    >>> latents = torch.randn(1, 40, codec.config.hidden_size)
+    >>> waveforms = [waveform for frame in latents.split(1, dim=1) for waveform in chunker.push(frame)]
+    >>> waveforms += chunker.finish()
+    >>> [len(waveform) / codec.config.hop_length for waveform in waveforms]
+    [7.0, 15.0, 15.0, 3.0]
+
+    ```
+    """
+
+    def __init__(self, codec: EncodecModel, chunk_duration: float = 0.2):
+        _check_seconds("chunk_duration", chunk_duration)
+        self.decoder = SledStreamingDecoder(codec)
+        self.hop_length = codec.config.hop_length
+        self.chunk_frames = max(1, round(chunk_duration * codec.config.sampling_rate / self.hop_length))
+        self._pending = self.decoder._held
+        self._has_speech = False
+        self._is_first = True
+        # Samples of the prompt that the decoder has yet to return.
+        self._prompt_samples = 0
+
+    @property
+    def _next_frames(self) -> int:
+        return max(1, self.decoder.frames_to_start) if self._is_first else self.chunk_frames
+
+    def push(self, latents: Tensor, is_prompt: bool = False) -> list[Tensor]:
+        r"""
+        Takes the next frames.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(1, frames, latent_dim)`):
+                Any number of frames, 0 included.
+            is_prompt (`bool`, *optional*, defaults to `False`):
+                Whether the frames are those of a voice prompt: they are decoded, so that the speech goes on from them,
+                and their audio is cut off. Prompts come before all speech.
+
+        Returns:
+            `list[torch.FloatTensor]`: the waveforms of shape `(samples,)` that are complete now, in float32 on the CPU.
+
+        Raises:
+            `ValueError`: if `latents` has another shape or is not of a floating type, or if a prompt follows speech.
+            `RuntimeError`: after [`~SledAudioChunker.finish`].
+        """
+        latents = self.decoder._prepare(latents)
+        if is_prompt:
+            if self._has_speech:
+                raise ValueError("`is_prompt` must be False once speech has been pushed, got True.")
+            self._prompt_samples += latents.shape[1] * self.hop_length
+            return self._cut_prompt(self.decoder.decode(latents))
+        self._has_speech = self._has_speech or latents.shape[1] > 0
+        self._pending = torch.cat([self._pending, latents], dim=1)
+        waveforms: list[Tensor] = []
+        while self._pending.shape[1] >= (frames := self._next_frames):
+            block, self._pending = self._pending[:, :frames], self._pending[:, frames:]
+            waveforms += self._cut_prompt(self.decoder.decode(block))
+            self._is_first = False
+        return waveforms
+
+    def finish(self) -> list[Tensor]:
+        r"""
+        Ends the speech.
+
+        Returns:
+            `list[torch.FloatTensor]`: the rest of the audio as one waveform of shape `(samples,)`, or nothing if all of
+            it has been handed out.
+
+        Raises:
+            `RuntimeError`: if called twice.
+        """
+        waveform = torch.cat([self.decoder.decode(self._pending), self.decoder.finish()], dim=1)
+        self._pending = self._pending[:, :0]
+        return self._cut_prompt(waveform)
+
+    def _cut_prompt(self, waveform: Tensor) -> list[Tensor]:
+        samples = min(self._prompt_samples, waveform.shape[1])
+        self._prompt_samples -= samples
+        return [waveform[0, samples:].cpu()] if samples < waveform.shape[1] else []
+
+
+class SledAudioStreamer(BaseStreamer):
+    r"""
+    Streamer that hands the audio of `generate`, running in another thread, to whoever iterates over it, while it is
+    being made; the counterpart of [`~transformers.TextIteratorStreamer`] for speech. The waveforms are those of
+    [`SledAudioChunker`] and, one after another, the whole speech.
+
+    An error in `generate` is raised to the consumer, after the audio made until then. A consumer that leaves its loop,
+    or drops the iterator, closes the streamer: the attribute `closed` (`bool`) tells `generate` to stop. A streamer
+    serves one generation of one row.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model that generates, or its codec.
+        chunk_duration (`float`, *optional*, defaults to 0.2):
+            Duration in seconds of every waveform but the first, which is shorter, and the last.
+        timeout (`float`, *optional*):
+            Seconds to wait for the next waveform before `queue.Empty` is raised. Waits without end if not given.
+
+    Raises:
+        `ValueError`: if the model has no codec, the codec cannot be streamed, or a number is out of range.
+
+    Example:
+
+    ```python
+    >>> from threading import Thread
+    >>> from transformers import AutoModelForTextToWaveform, AutoProcessor
+    >>> from transformers_sled import SledAudioStreamer
+
+    >>> model = AutoModelForTextToWaveform.from_pretrained("ICTNLP/SLED-TTS-Libriheavy")
+    >>> processor = AutoProcessor.from_pretrained("ICTNLP/SLED-TTS-Libriheavy")
+    >>> inputs = processor("The dog barked all night.", return_tensors="pt")
+
+    >>> streamer = SledAudioStreamer(model)
+    >>> thread = Thread(target=model.generate, kwargs={**inputs, "streamer": streamer})
+    >>> thread.start()
+    >>> for waveform in streamer:
+    ...     print(waveform.shape)  # write it to a sound card or a socket
+    ```
+    """
+
+    def __init__(self, model: PreTrainedModel, chunk_duration: float = 0.2, timeout: float | None = None):
+        modules = model.modules() if isinstance(model, nn.Module) else ()
+        codec = next((module for module in modules if isinstance(module, EncodecModel)), None)
+        if codec is None:
+            raise ValueError(f"`model` must be a model with an `EncodecModel`, or one, got {type(model).__name__}.")
+        if timeout is not None:
+            _check_seconds("timeout", timeout)
+        self.timeout = timeout
+        self._chunker: SledAudioChunker | None = SledAudioChunker(codec, chunk_duration)
+        # Waveforms, then None at the end or the error that ended the generation. A `SimpleQueue`, whose `put` may run
+        # inside itself, because the garbage collector may call `close` at any point.
+        self._queue: queue.SimpleQueue[Tensor | BaseException | None] = queue.SimpleQueue()
+        self._is_exhausted = False
+        self.closed = False
+
+    def put(self, value: Tensor, is_prompt: bool = False) -> None:
+        r"""
+        Called by `generate` with new frames.
+
+        Args:
+            value (`torch.FloatTensor` of shape `(1, frames, latent_dim)`):
+                The frames. Ignored once the streamer is closed.
+            is_prompt (`bool`, *optional*, defaults to `False`):
+                Whether they are a voice prompt's, whose audio is not part of the speech.
+
+        Raises:
+            `ValueError`: if `value` has more than one row or another shape, or a prompt follows speech.
+            `RuntimeError`: after [`~SledAudioStreamer.end`].
+        """
+        # Read before `closed`, because another thread may close the streamer at any point.
+        chunker = self._chunker
+        if self.closed:
+            return
+        if chunker is None:
+            raise RuntimeError("Frames came after `end`; a streamer serves one generation.")
+        if isinstance(value, Tensor) and value.ndim == 3 and value.shape[0] > 1:
+            raise ValueError(f"`SledAudioStreamer` only supports batch size 1, got {value.shape[0]}.")
+        for waveform in chunker.push(value, is_prompt):
+            self._queue.put(waveform)
+
+    def end(self, error: BaseException | None = None) -> None:
+        r"""
+        Called by `generate` when the speech is complete, or when it has failed.
+
+        Args:
+            error (`BaseException`, *optional*):
+                What went wrong. The consumer gets it after the audio made until then.
+        """
+        chunker = self._chunker
+        if chunker is None:
+            return
+        if error is None:
+            for waveform in chunker.finish():
+                self._queue.put(waveform)
+        self._chunker = None
+        self._queue.put(error)
+
+    def close(self) -> None:
+        """Called by the consumer to stop listening: audio that is not fetched yet is lost, and iteration ends."""
+        self.closed = True
+        self._chunker = None
+        # Wakes a consumer that waits in another thread.
+        self._queue.put(None)
+
+    def __next__(self) -> Tensor:
+        if self.closed or self._is_exhausted:
+            raise StopIteration
+        try:
+            item = self._queue.get(timeout=self.timeout)
+        except queue.Empty:
+            raise queue.Empty(f"No audio came within the `timeout` of {self.timeout} seconds.") from None
+        if isinstance(item, Tensor) and not self.closed:
+            return item
+        self._is_exhausted = True
+        if isinstance(item, BaseException):
+            raise item
+        raise StopIteration
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return _AudioIterator(self)
+
+
+class _AudioIterator:
+    """Closes the streamer when the consumer drops it, even before its first step, which a generator would not."""
+
+    def __init__(self, streamer: SledAudioStreamer):
+        self._streamer = streamer
+
+    def __iter__(self) -> _AudioIterator:
+        return self
+
+    def __next__(self) -> Tensor:
+        return next(self._streamer)
+
+    def __del__(self) -> None:
+        self._streamer.close()
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool = True) -> list[int]:
+    r"""
+    Token ids of a user's text, in which control tokens spelled out (`</s>`, `<pad>`, `<mask>`) are plain characters.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        text (`str`):
+            The text.
+        add_special_tokens (`bool`, *optional*, defaults to `True`):
+            Whether to put the tokenizer's own tokens around the text, `<s>` and `</s>` for SLED.
+
+    Returns:
+        `list[int]`: the ids.
+
+    Raises:
+        `ValueError`: if `text` is not a string, or holds half of a surrogate pair, which is no character.
+    """
+    _check_text("text", text)
+    encoding = tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True, verbose=False)
+    return encoding["input_ids"]
+
+
+def _check_text(name: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"`{name}` must be a string, got {text!r} of type {type(text).__name__}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        character = text[error.start]
+        raise ValueError(
+            f"`{name}` must be valid Unicode, got the lone surrogate {character!r} in {text!r}."
+        ) from error
+
+
+def _get_word_splitter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[str]] | None:
+    """The pre-tokenizer, if it is one that cuts text by rules known here and nothing cuts or changes it before."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    pre_tokenizer = getattr(backend, "pre_tokenizer", None)
+    if (
+        not isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
+        or not pre_tokenizer.use_regex
+        or pre_tokenizer.add_prefix_space
+        or getattr(backend, "normalizer", None) is not None
+        or not all(token.special for token in tokenizer.added_tokens_decoder.values())
+    ):
+        return None
+    return lambda text: [text[start:end] for _, (start, end) in pre_tokenizer.pre_tokenize_str(text)]
+
+
+class SledIncrementalTokenizer:
+    r"""
+    Tokenizes a text that arrives in pieces, to the ids that the whole text gives. A piece may end anywhere: inside a
+    word, between a letter and its accent, around spaces. Ids are handed out once no later character can change them,
+    which is when the word they belong to is complete; only the unfinished word is kept and looked at again. Control
+    tokens spelled out are plain characters, as in [`encode_text`].
+
+    Words are those of the byte-level pre-tokenizer of GPT-2 and RoBERTa, which SLED's tokenizer uses. With any other
+    tokenizer all ids come from [`~SledIncrementalTokenizer.finish`]: correct, but late.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoTokenizer
+    >>> from transformers_sled import SledIncrementalTokenizer
+
+    >>> tokenizer = AutoTokenizer.from_pretrained("ICTNLP/SLED-TTS-Streaming-Libriheavy")
+    >>> incremental = SledIncrementalTokenizer(tokenizer)
+    >>> ids = [incremental.push(piece) for piece in ["The d", "og bar", "ked."]] + [incremental.finish()]
+    >>> tokenizer.convert_ids_to_tokens(ids[0])
+    ['<s>', 'The']
+    >>> sum(ids, []) == tokenizer("The dog barked.")["input_ids"]
+    True
+
+    ```
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._split = _get_word_splitter(tokenizer)
+        self._held = ""
+        self._is_started = self._is_finished = False
+        self._prefix: list[int] = []
+        self._suffix: list[int] = []
+        if self._split is not None:
+            encoding = tokenizer("a", split_special_tokens=True, return_special_tokens_mask=True)
+            ids, is_special = encoding["input_ids"], encoding["special_tokens_mask"]
+            self._prefix = ids[: is_special.index(0)]
+            self._suffix = ids[len(ids) - is_special[::-1].index(0) :]
+
+    def push(self, piece: str) -> list[int]:
+        r"""
+        Takes the next piece of the text.
+
+        Args:
+            piece (`str`):
+                Any number of characters, 0 included.
+
+        Returns:
+            `list[int]`: the ids that are final now, special tokens included.
+
+        Raises:
+            `ValueError`: if `piece` is not a string, or holds half of a surrogate pair, which is no character.
+            `RuntimeError`: after [`~SledIncrementalTokenizer.finish`].
+        """
+        self._check_unfinished()
+        _check_text("piece", piece)
+        self._held += piece
+        if self._split is None:
+            return []
+        words = self._split(self._held)
+        num_final = self._count_final(words)
+        self._held = "".join(words[num_final:])
+        return self._encode(words[:num_final])
+
+    def finish(self) -> list[int]:
+        r"""
+        Ends the text.
+
+        Returns:
+            `list[int]`: the remaining ids, special tokens included.
+
+        Raises:
+            `RuntimeError`: if called twice.
+        """
+        self._check_unfinished()
+        self._is_finished = True
+        if self._split is None:
+            return encode_text(self.tokenizer, self._held)
+        ids = self._encode(self._split(self._held))
+        return ids + self._suffix if self._is_started else self._prefix + ids + self._suffix
+
+    def _check_unfinished(self) -> None:
+        if self._is_finished:
+            raise RuntimeError("The text was finished already; a new text needs a new tokenizer.")
+
+    @staticmethod
+    def _count_final(words: list[str]) -> int:
+        """Number of leading words that no later character can change."""
+        if not words or words[-1] in _CONTRACTIONS:
+            return len(words)
+        # An apostrophe and a letter may become a contraction, which is one word.
+        if words[-2:-1] == ["'"] and any(contraction.startswith("'" + words[-1]) for contraction in _CONTRACTIONS):
+            return len(words) - 2
+        # A run of letters, digits, signs or spaces may go on, and its last space may join the next word.
+        return len(words) - 1
+
+    def _encode(self, words: list[str]) -> list[int]:
+        # Word by word: a space at the end of several words would be cut otherwise than before the next word.
+        ids = [token_id for word in words for token_id in encode_text(self.tokenizer, word, add_special_tokens=False)]
+        if ids and not self._is_started:
+            self._is_started = True
+            return self._prefix + ids
+        return ids
