@@ -38,6 +38,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from transformers_sled import SledConfig, SledDataCollator, SledForSpeechSynthesis, SledProcessor
 from transformers_sled.data_sled import DroppedItemError, audio_duration, codebooks_digest, load_source
+from transformers_sled.streaming_sled import encode_text
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +279,10 @@ def load_model(args: ModelArguments) -> tuple[SledForSpeechSynthesis, SledProces
         model = SledForSpeechSynthesis(config, build_codec=False)
         model.set_codec(codec)
         processor = SledProcessor(
-            feature_extractor=EncodecFeatureExtractor(sampling_rate=codec.config.sampling_rate), tokenizer=tokenizer
+            EncodecFeatureExtractor(sampling_rate=codec.config.sampling_rate),
+            tokenizer,
+            hop_length=codec.config.hop_length,
+            max_position_embeddings=config.max_position_embeddings,
         )
     processor.tokenizer.padding_side = "right" if model.config.is_interleaved else "left"
     check_tokenizer(processor.tokenizer, model.config)
@@ -331,9 +335,12 @@ def load_split(
     frame_rate = model.codec.config.sampling_rate / model.codec.config.hop_length
 
     def measure(batch: dict[str, list]) -> dict[str, list[int]]:
-        ids = processor.tokenizer(batch["text"], split_special_tokens=True)["input_ids"]
         frames = batch["length"] if has_codes else [count_frames(audio, frame_rate) for audio in batch["audio"]]
-        positions = [len(row) + length if length else 0 for row, length in zip(ids, frames, strict=True)]
+        # 0 marks what cannot be used: no text or no readable speech.
+        positions = [
+            len(encode_text(processor.tokenizer, text)) + length if text and text.strip() and length else 0
+            for text, length in zip(batch["text"], frames, strict=True)
+        ]
         return {"frames": frames, "positions": positions}
 
     needed = dataset.select_columns(["text", "length" if has_codes else "audio"])
@@ -352,7 +359,7 @@ def load_split(
     if unusable:
         names = dataset.select(unusable[:10])["id"][:] if "id" in dataset.column_names else unusable[:10]
         logger.warning(
-            "Left out %d of %d utterances of %s, without readable speech or with more than %d tokens and frames: %s%s",
+            "Left out %d of %d utterances of %s, without text or readable speech or with more than %d tokens and frames: %s%s",
             len(unusable), len(dataset), split, limit, names, ", ..." if len(unusable) > 10 else "",
         )  # fmt: skip
         unusable_set = set(unusable)

@@ -23,6 +23,8 @@ import soxr
 import torch
 from tqdm.auto import tqdm
 
+from .streaming_sled import encode_text
+
 if TYPE_CHECKING:
     from transformers import EncodecModel, PreTrainedTokenizerBase
 
@@ -436,7 +438,7 @@ def _check_utterance(
         raise DroppedItemError("too long", f"{duration:.3f} s")
     # Half a sample of slack: resampling may round a whole frame's length up.
     frames = math.ceil(duration * frame_rate - 1e-3)
-    tokens = len(tokenizer(text, split_special_tokens=True)["input_ids"]) if tokenizer is not None else 0
+    tokens = len(encode_text(tokenizer, text)) if tokenizer is not None else 0
     if tokens + frames > max_positions:
         raise DroppedItemError("too many positions", f"{tokens} tokens and {frames} frames")
 
@@ -745,13 +747,14 @@ class SledDataCollator:
         for example in examples:
             if example.get(speech_key) is None:
                 raise ValueError(f"{_name(example)} must have `{speech_key}`, its keys are {sorted(example)}")
-        batch = dict(
-            self.processor.tokenizer(
-                [example["text"] for example in examples], padding=True, split_special_tokens=True, return_tensors="pt"
-            )
-        )
-        speech = self._collate_codes(examples) if speech_key == "audio_codes" else self._collate_audio(examples)
-        return {**batch, **speech, "return_loss": True}
+        if speech_key == "audio_codes":
+            return {**self._collate_text(examples), **self._collate_codes(examples), "return_loss": True}
+        return {**self._collate_audio(examples), "return_loss": True}
+
+    def _collate_text(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        rows = [encode_text(tokenizer, example["text"]) for example in examples]
+        return dict(tokenizer.pad({"input_ids": rows}, return_attention_mask=True, return_tensors="pt"))
 
     def _collate_codes(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [torch.as_tensor(np.asarray(example["audio_codes"]), dtype=torch.long) for example in examples]
@@ -768,14 +771,15 @@ class SledDataCollator:
         return {"audio_codes": codes, "audio_codes_mask": (torch.arange(codes.shape[2]) < lengths[:, None]).long()}
 
     def _collate_audio(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        feature_extractor = self.processor.feature_extractor
+        sampling_rate = self.processor.sampling_rate
         waveforms = []
         for example in examples:
             try:
-                waveforms.append(read_audio(example["audio"], feature_extractor.sampling_rate))
+                waveforms.append(read_audio(example["audio"], sampling_rate))
             except DroppedItemError as error:
                 raise ValueError(f"`audio` of {_name(example)} cannot be used: {error}") from error
-        return dict(feature_extractor(waveforms, sampling_rate=feature_extractor.sampling_rate, return_tensors="pt"))
+        texts = [example["text"] for example in examples]
+        return dict(self.processor(text=texts, audio=waveforms, sampling_rate=sampling_rate, return_tensors="pt"))
 
 
 def _name(example: Mapping[str, Any]) -> str:

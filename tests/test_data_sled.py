@@ -1,0 +1,119 @@
+"""The training collator: batches of waveforms or codes, padded for the model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import EncodecModel
+
+from transformers_sled.data_sled import SledDataCollator, extract_codes
+from transformers_sled.processing_sled import SledProcessor
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+RATE = 24000
+TEXTS = ["Stop.", "The dog barked all night, and she left </s> at once."]
+LENGTHS = [9000, 15017]
+
+
+@pytest.fixture(scope="module", params=["offline", "streaming"])
+def processor(request):
+    return SledProcessor.from_pretrained(GOLDEN / request.param)
+
+
+@pytest.fixture(scope="module")
+def waveforms():
+    return [
+        (0.1 * np.random.default_rng(seed).standard_normal(length)).astype(np.float32)
+        for seed, length in enumerate(LENGTHS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def codes(waveforms):
+    return extract_codes(waveforms, EncodecModel.from_pretrained(GOLDEN / "codec").eval())
+
+
+def audio_examples(waveforms):
+    return [
+        {"text": text, "audio": {"array": waveform, "sampling_rate": RATE}}
+        for text, waveform in zip(TEXTS, waveforms, strict=True)
+    ]
+
+
+def code_examples(codes):
+    return [{"text": text, "audio_codes": row.tolist()} for text, row in zip(TEXTS, codes, strict=True)]
+
+
+def test_codes(processor, codes):
+    batch = SledDataCollator(processor)(code_examples(codes))
+    assert set(batch) == {"input_ids", "attention_mask", "audio_codes", "audio_codes_mask", "return_loss"}
+    assert batch["return_loss"] is True
+    assert batch["audio_codes"].shape == (2, 8, 47)
+    assert batch["audio_codes"].dtype == torch.long
+    assert batch["audio_codes_mask"].sum(dim=1).tolist() == [29, 47]
+    for row, mask, expected in zip(batch["audio_codes"], batch["audio_codes_mask"], codes, strict=True):
+        np.testing.assert_array_equal(row[:, mask.bool()], expected)
+        assert not row[:, ~mask.bool()].any()
+
+
+def test_waveforms(processor, waveforms):
+    batch = SledDataCollator(processor)(audio_examples(waveforms))
+    assert set(batch) == {"input_ids", "attention_mask", "input_values", "padding_mask", "return_loss"}
+    assert batch["input_values"].shape == (2, 1, 15017)
+    assert batch["padding_mask"].sum(dim=1).tolist() == LENGTHS
+    for row, waveform in zip(batch["input_values"], waveforms, strict=True):
+        np.testing.assert_array_equal(row[0, : len(waveform)], waveform)
+
+
+def test_text_is_the_processors_on_the_models_side(processor, waveforms, codes):
+    expected = processor(text=TEXTS, return_tensors="pt")
+    for examples in (audio_examples(waveforms), code_examples(codes)):
+        batch = SledDataCollator(processor)(examples)
+        torch.testing.assert_close(batch["input_ids"], expected["input_ids"])
+        torch.testing.assert_close(batch["attention_mask"], expected["attention_mask"])
+    first_is_padded = not batch["attention_mask"][0, 0]
+    assert first_is_padded == (processor.tokenizer.padding_side == "left")
+
+
+@pytest.mark.parametrize("form", ["path", "bytes", "path_in_mapping", "other_rate"])
+def test_audio_in_any_form(processor, waveforms, tmp_path, form):
+    path = tmp_path / "audio.wav"
+    rate = 48000 if form == "other_rate" else RATE
+    soundfile.write(path, np.repeat(waveforms[0], rate // RATE), rate, subtype="FLOAT")
+    audio = {"path": str(path), "bytes": path.read_bytes(), "path_in_mapping": {"bytes": None, "path": str(path)}}.get(
+        form, str(path)
+    )
+    batch = SledDataCollator(processor)([{"text": TEXTS[0], "audio": audio}])
+    assert batch["input_values"].shape == (1, 1, LENGTHS[0])
+    if form != "other_rate":
+        np.testing.assert_array_equal(batch["input_values"][0, 0], waveforms[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": " "}, "example 'u1' must have a `text`"),
+        ({"text": None}, "example 'u1' must have a `text`"),
+        ({"audio": None}, "example 'u1' must have `audio`"),
+        ({"audio": "nowhere.wav"}, "`audio` of example 'u1' cannot be used: audio file is missing: nowhere.wav"),
+        ({"audio": {"array": np.full(900, np.nan), "sampling_rate": RATE}}, "example 'u1' cannot be used"),
+        ({"audio": {"array": np.zeros(0), "sampling_rate": RATE}}, "example 'u1' cannot be used: empty audio"),
+    ],
+)
+def test_bad_audio_is_named(processor, waveforms, change, message):
+    examples = audio_examples(waveforms)
+    examples[1] |= {"id": "u1", **change}
+    with pytest.raises(ValueError, match=message):
+        SledDataCollator(processor)(examples)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((8, 0), int), np.zeros((4, 9), int), np.zeros(9, int), None])
+def test_bad_codes_are_named(processor, codes, bad):
+    examples = code_examples(codes)
+    examples[1] |= {"id": "u1", "audio_codes": bad}
+    with pytest.raises(ValueError, match="example 'u1'"):
+        SledDataCollator(processor)(examples)
+    with pytest.raises(ValueError, match="`examples`"):
+        SledDataCollator(processor)([])

@@ -1,0 +1,115 @@
+"""What the training losses may not depend on: how speech is given, and what a row is batched with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from transformers_sled import SledForSpeechSynthesis
+from transformers_sled.data_sled import SledDataCollator, extract_codes
+from transformers_sled.processing_sled import SledProcessor
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+# Speech chunks of 9 frames after 5 tokens: text ends first, speech ends first, on a chunk boundary and within one.
+TEXTS = [
+    "Stop.",
+    "The dog barked all night, and she left the room at once because of his remarks.",
+    "She was humiliated by his remarks.",
+    "Two plus two is four, and so on and on.",
+]
+FRAMES = [40, 11, 18, 27]
+
+
+@pytest.fixture(scope="module", params=["offline", "streaming"])
+def model_and_processor(request):
+    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / request.param, codec=GOLDEN / "codec")
+    return model, SledProcessor.from_pretrained(GOLDEN / request.param)
+
+
+@pytest.fixture(scope="module")
+def waveforms():
+    # The last frame of every second one is not full.
+    lengths = [320 * frames - 77 * (index % 2) for index, frames in enumerate(FRAMES)]
+    return [
+        (0.1 * np.random.default_rng(index).standard_normal(length)).astype(np.float32)
+        for index, length in enumerate(lengths)
+    ]
+
+
+@pytest.fixture(scope="module")
+def noise(model_and_processor):
+    generator = torch.Generator().manual_seed(0)
+    width = model_and_processor[0].config.noise_dim
+    return [torch.randn(2, 1, frames, width, generator=generator) for frames in FRAMES]
+
+
+def pad_noise(rows):
+    longest = max(row.shape[2] for row in rows)
+    return torch.cat([torch.nn.functional.pad(row, (0, 0, 0, longest - row.shape[2])) for row in rows], dim=1)
+
+
+def make_examples(model, waveforms, form):
+    if form == "waveforms":
+        speech = [{"audio": {"array": waveform, "sampling_rate": 24000}} for waveform in waveforms]
+    else:
+        speech = [{"audio_codes": codes} for codes in extract_codes(waveforms, model.codec)]
+    return [{"text": text, **one} for text, one in zip(TEXTS, speech, strict=True)]
+
+
+@torch.no_grad()
+def losses(model, batch, noise):
+    outputs = model(**batch, noise=noise)
+    return torch.stack([outputs.energy_loss, outputs.eos_loss, outputs.loss])
+
+
+def test_codes_train_as_waveforms_do(model_and_processor, waveforms, noise):
+    model, processor = model_and_processor
+    collator = SledDataCollator(processor)
+    from_codes, from_waveforms = (
+        losses(model, collator(make_examples(model, waveforms, form)), pad_noise(noise))
+        for form in ("codes", "waveforms")
+    )
+    torch.testing.assert_close(from_codes, from_waveforms, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["codes", "waveforms"])
+@pytest.mark.parametrize("drop_text", [False, True])
+def test_a_batch_costs_what_its_rows_cost(model_and_processor, waveforms, noise, form, drop_text, monkeypatch):
+    model, processor = model_and_processor
+    for name in ("text_dropout_prob", "attention_dropout"):
+        monkeypatch.setattr(model.config, name, float(drop_text and name == "text_dropout_prob"))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            monkeypatch.setattr(module, "p", 0.0)
+    model.train(drop_text)
+    for layer in model.model.layers:
+        monkeypatch.setattr(layer.self_attn, "attention_dropout", 0.0)
+    collator = SledDataCollator(processor)
+    examples = make_examples(model, waveforms, form)
+    together = losses(model, collator(examples), pad_noise(noise))
+    alone = torch.stack([losses(model, collator([one]), row) for one, row in zip(examples, noise, strict=True)])
+    model.eval()
+    frames = torch.tensor(FRAMES, dtype=torch.float32)
+    energy = (alone[:, 0] * frames).sum() / frames.sum()
+    eos = (alone[:, 1] * (frames + 1)).sum() / (frames + 1).sum()
+    torch.testing.assert_close(together, torch.stack([energy, eos, energy + eos]), rtol=1e-5, atol=1e-5)
+
+
+def test_either_side_may_be_padded(model_and_processor, waveforms, noise):
+    model, processor = model_and_processor
+    batch = SledDataCollator(processor)(make_examples(model, waveforms, "codes"))
+    expected = losses(model, batch, pad_noise(noise))
+    for ids, mask in (("input_ids", "attention_mask"), ("audio_codes", "audio_codes_mask")):
+        rolled = [
+            (values.roll(shift, -1), kept.roll(shift, -1))
+            for values, kept, shift in zip(batch[ids], batch[mask], _padding_to_other_side(batch[mask]), strict=True)
+        ]
+        batch[ids], batch[mask] = (torch.stack(rows) for rows in zip(*rolled, strict=True))
+    torch.testing.assert_close(losses(model, batch, pad_noise(noise)), expected, rtol=1e-5, atol=1e-5)
+
+
+def _padding_to_other_side(mask):
+    """How far each row is to be rolled for its padding to change sides."""
+    padding = (1 - mask).sum(dim=1)
+    return [int(-count if not row[0] else count) for row, count in zip(mask, padding, strict=True)]
