@@ -1,12 +1,27 @@
 """SLED text-to-speech for Hugging Face transformers. Importing it registers its classes with the Auto classes."""
 
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForTextToWaveform
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForTextToWaveform, AutoProcessor
 
 from .configuration_sled import SledConfig
 from .generation_sled import SledGenerateOutput
-from .modeling_sled import SledForSpeechSynthesis, SledModel
+from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
+from .processing_sled import SledProcessor
+
 
 AutoConfig.register("sled", SledConfig)
+# `AutoConfig.register` takes one model type for a class; this is the released checkpoints'.
 CONFIG_MAPPING.register("speech_llama", SledConfig)
 AutoModel.register(SledConfig, SledModel)
 AutoModelForTextToWaveform.register(SledConfig, SledForSpeechSynthesis)
+AutoProcessor.register(SledConfig, SledProcessor)
+
+__all__ = [
+    "SledConfig",
+    "SledForSpeechSynthesis",
+    "SledGenerateOutput",
+    "SledGenerativeHead",
+    "SledModel",
+    "SledOutput",
+    "SledProcessor",
+    "SledPromptOutput",
+]

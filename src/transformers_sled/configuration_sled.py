@@ -99,6 +99,14 @@ class SledConfig(LlamaConfig):
             self.codec_config = EncodecConfig(**self.codec_config)
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The released checkpoints' `model_type`, `speech_llama`, is read as this class's own."""
+        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        if config_dict.get("model_type") == "speech_llama":
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
     def validate_architecture(self) -> None:
         """Part of `@strict`-powered validation."""
         super().validate_architecture()

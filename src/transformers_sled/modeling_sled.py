@@ -337,7 +337,7 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
             config_source = config if config is not None else pretrained_model_name_or_path
             location = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
             config_dict, _ = SledConfig.get_config_dict(config_source, **hub_kwargs, **location)
-            if config_dict.get("model_type") not in ("sled", "speech_llama"):
+            if config_dict.get("model_type") != SledConfig.model_type:
                 raise ValueError(
                     f"{str(config_source)!r} is not a SLED checkpoint: its `model_type` is "
                     f"{config_dict.get('model_type')!r}, expected 'sled' or 'speech_llama'."

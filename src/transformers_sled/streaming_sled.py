@@ -312,7 +312,7 @@ class SledStreamingDecoder:
     @torch.no_grad()
     def _run(self, latents: Tensor) -> Tensor:
         waveforms = [latents.new_zeros(self.batch_size, 0)]
-        self._held = latents[:, :0]
+        self._held = latents.new_zeros(self.batch_size, 0, latents.shape[2])
         if latents.shape[1] > 0:
             self._is_started = True
             with torch.autocast(latents.device.type, enabled=False):

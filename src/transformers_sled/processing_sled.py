@@ -1,0 +1,571 @@
+"""SLED processor: text and audio to tensors, voices to files and back, audio to files."""
+
+import math
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencex
+import soundfile
+import soxr
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import (
+    AutoTokenizer,
+    BatchFeature,
+    EncodecConfig,
+    EncodecFeatureExtractor,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.utils import PROCESSOR_NAME, cached_file
+
+from .configuration_sled import SledConfig
+from .streaming_sled import encode_text
+
+
+# Speech has about this many bytes of UTF-8 text a second: read English has 14 to 15, scripts with more bytes to a letter
+# have fewer letters a second. It decides where long text is split, not how fast it is spoken.
+TEXT_BYTES_PER_SECOND = 14.0
+
+# What a recording can plausibly have been made at, in Hz.
+MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000
+
+
+class SledBatchFeature(BatchFeature):
+    """A [`~transformers.BatchFeature`] whose audio and latents stay in float32, as the codec needs them."""
+
+    _float32_names = ("input_values", "prompt_values", "prompt_latents")
+
+    def to(self, *args: Any, **kwargs: Any) -> "SledBatchFeature":
+        """
+        Moves the tensors to a device. A `dtype` does not apply to audio and latents, which `pipeline` would otherwise
+        round to the model's dtype.
+        """
+        exact = {name: self.data[name] for name in self._float32_names if name in self.data}
+        super().to(*args, **kwargs)
+        for name, value in exact.items():
+            self.data[name] = value.to(self.data[name].device)
+        return self
+
+
+class SledProcessor(ProcessorMixin):
+    """
+    Prepares text, voice prompts and training audio for [`SledForSpeechSynthesis`].
+
+    Args:
+        feature_extractor ([`~transformers.EncodecFeatureExtractor`]):
+            Pads audio and knows the codec's sampling rate.
+        tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
+            A tokenizer that puts a start token before a text and an end token after it, and pads on the left for an
+            offline model, on the right for an interleaved one.
+        hop_length (`int`, *optional*):
+            Samples to a speech frame. That of `facebook/encodec_24khz` by default.
+        max_position_embeddings (`int`, *optional*, defaults to 2048):
+            Positions of the model, for the text and its speech together. Longer text is split at sentences.
+        language (`str`, *optional*, defaults to `"en"`):
+            Code of the language whose rules split a text into sentences.
+
+    Example:
+
+    ```python
+    >>> from transformers_sled import SledProcessor
+
+    >>> processor = SledProcessor.from_pretrained("ICTNLP/SLED-TTS-Libriheavy")
+    >>> inputs = processor("Hello, world.", return_tensors="pt")
+    >>> sorted(inputs)
+    ['attention_mask', 'input_ids']
+    ```
+    """
+
+    def __init__(
+        self,
+        feature_extractor: EncodecFeatureExtractor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        hop_length: int | None = None,
+        max_position_embeddings: int = 2048,
+        language: str = "en",
+    ) -> None:
+        super().__init__(feature_extractor, tokenizer)
+        self.hop_length = EncodecConfig().hop_length if hop_length is None else hop_length
+        self.max_position_embeddings = max_position_embeddings
+        self.language = language
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SledProcessor":  # type: ignore[override]
+        """
+        Loads a processor. A repository with only tokenizer files, as the released ones, gets the rest from its model
+        configuration and the codec's.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`):
+                Repository on the Hub, or local folder.
+            kwargs:
+                Everything that [`~transformers.ProcessorMixin.from_pretrained`] takes.
+
+        Returns:
+            [`SledProcessor`]: the processor.
+
+        Raises:
+            `OSError`: if the repository or its files cannot be found.
+        """
+        hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
+        hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
+        location = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
+        processor_file = cached_file(
+            pretrained_model_name_or_path,
+            PROCESSOR_NAME,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub_kwargs,
+            **location,
+        )
+        if processor_file is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = SledConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs, **location)
+        codec_config = config.codec_config
+        if codec_config is None:
+            try:
+                codec_config = EncodecConfig.from_pretrained(config.codec_id, **hub_kwargs)
+            except OSError:
+                codec_config = EncodecConfig()
+        return cls(
+            EncodecFeatureExtractor(sampling_rate=codec_config.sampling_rate),
+            AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **hub_kwargs, **location),
+            hop_length=codec_config.hop_length,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+
+    @property
+    def sampling_rate(self) -> int:
+        """Sampling rate of the codec in Hz."""
+        return self.feature_extractor.sampling_rate
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            "input_ids",
+            "attention_mask",
+            "input_values",
+            "padding_mask",
+            "prompt_values",
+            "prompt_values_mask",
+            "prompt_latents",
+            "prompt_latents_mask",
+        ]
+
+    def __call__(  # type: ignore[override]
+        self,
+        text: str | Sequence[str],
+        audio: Any = None,
+        prompt_text: str | Sequence[str] | None = None,
+        prompt_audio: Any = None,
+        prompt_latents: torch.Tensor | None = None,
+        prompt_latents_mask: torch.Tensor | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+    ) -> SledBatchFeature:
+        r"""
+        Turns text, and either a voice prompt or training audio, into the model's inputs.
+
+        An audio is an array or tensor of shape `(num_samples,)`, or with channels in a second dimension, a list of
+        floats, the path of a file, or an item of a `datasets` audio column. It is mixed to mono and resampled to the
+        codec's rate.
+
+        Args:
+            text (`str` or a sequence of them):
+                Text to speak. Text that is too long for the model is split into parts of whole sentences, which follow
+                each other in a row of `input_ids`, each with its own start and end token.
+            audio (an audio or a sequence of them, *optional*):
+                Speech that says the text, for training: one for each text.
+            prompt_text (`str` or a sequence of them, *optional*):
+                What the voice prompt says. It is put before the text. Without it, the text is taken to start with what
+                the prompt says.
+            prompt_audio (an audio or a sequence of them, *optional*):
+                Voice prompts: one for all texts, or one for each.
+            prompt_latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`, *optional*):
+                Voice prompts from [`~SledForSpeechSynthesis.encode_prompt`] or [`~SledProcessor.load_voice`], instead of
+                `prompt_audio`: one for all texts, or one for each.
+            prompt_latents_mask (`torch.LongTensor` of shape `(batch_size, num_frames)`, *optional*):
+                1 for a frame, 0 for padding.
+            sampling_rate (`int`, *optional*):
+                Sampling rate in Hz of audio given as arrays. Files and `datasets` items know their own.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                Only `"pt"` is supported.
+
+        Returns:
+            [`~transformers.BatchFeature`]: with
+
+            - **input_ids**, **attention_mask** (`torch.LongTensor` of shape `(batch_size, num_tokens)`)
+            - **prompt_values** (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`), **prompt_values_mask**
+              (`torch.LongTensor` of shape `(batch_size, num_samples)`) for a voice prompt given as audio, completed with
+              silence to whole frames
+            - **prompt_latents**, **prompt_latents_mask** for one given as latents
+            - **input_values** (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`), **padding_mask**
+              (`torch.LongTensor` of shape `(batch_size, num_samples)`) for training audio
+
+        Raises:
+            `ValueError`: if an argument is of another type, empty or out of range, an audio cannot be read, or a sentence
+            alone is too long for the model.
+
+        Example:
+
+        ```python
+        >>> inputs = processor("And this is new.", prompt_text="How are you?", prompt_audio="voice.wav")
+        >>> audio = model.generate(**inputs)
+        ```
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"`return_tensors` must be 'pt', got {return_tensors!r}.")
+        texts = _check_texts(text, "text")
+        has_prompt = prompt_audio is not None or prompt_latents is not None
+        if audio is not None and (has_prompt or prompt_text is not None):
+            raise ValueError("`audio` is for training and `prompt_audio` for a voice: give one of them.")
+        if prompt_audio is not None and prompt_latents is not None:
+            raise ValueError("Give the voice either as `prompt_audio` or as `prompt_latents`.")
+        if prompt_latents_mask is not None and prompt_latents is None:
+            raise ValueError("`prompt_latents_mask` needs `prompt_latents`.")
+        if prompt_text is not None:
+            if not has_prompt:
+                raise ValueError(
+                    f"`prompt_text` is {prompt_text!r}, but there is neither `prompt_audio` nor `prompt_latents` that says "
+                    "it."
+                )
+            prompt_texts = _check_texts(prompt_text, "prompt_text")
+            if len(prompt_texts) not in (1, len(texts)):
+                raise ValueError(
+                    f"`prompt_text` must be one text or one for each of the {len(texts)} in `text`, got "
+                    f"{len(prompt_texts)}."
+                )
+            prompt_texts = prompt_texts * len(texts) if len(prompt_texts) == 1 else prompt_texts
+            texts = [f"{before} {after}" for before, after in zip(prompt_texts, texts, strict=True)]
+
+        data: dict[str, torch.Tensor] = {}
+        num_prompt_frames = [0] * len(texts)
+        if prompt_audio is not None:
+            values, mask = self._get_audio(prompt_audio, sampling_rate, "prompt_audio", len(texts), to_whole_frames=True)
+            data["prompt_values"], data["prompt_values_mask"] = values, mask
+            num_prompt_frames = (mask.sum(dim=1) // self.hop_length).tolist()
+        if prompt_latents is not None:
+            latents, mask = _check_latents(prompt_latents, prompt_latents_mask, len(texts))
+            data["prompt_latents"], data["prompt_latents_mask"] = latents, mask
+            num_prompt_frames = mask.sum(dim=1).tolist()
+        if len(num_prompt_frames) == 1:
+            num_prompt_frames = num_prompt_frames * len(texts)
+        if audio is not None:
+            values, mask = self._get_audio(audio, sampling_rate, "audio", len(texts), to_whole_frames=False)
+            if len(values) != len(texts):
+                raise ValueError(f"`audio` must have one audio for each of the {len(texts)} texts, got {len(values)}.")
+            data["input_values"], data["padding_mask"] = values, mask
+            rows = [encode_text(self.tokenizer, one) for one in texts]
+        else:
+            rows = []
+            for one, num_frames in zip(texts, num_prompt_frames, strict=True):
+                parts = self.split_text(one, num_prompt_frames=num_frames)
+                rows.append([token for part in parts for token in encode_text(self.tokenizer, part)])
+        encoded = self.tokenizer.pad({"input_ids": rows}, return_attention_mask=True, return_tensors="pt")
+        return SledBatchFeature(
+            {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], **data}
+        )
+
+    def split_text(self, text: str, num_prompt_frames: int = 0) -> list[str]:
+        """
+        Splits a text that does not fit the model's positions with its speech into parts of whole sentences, each short
+        enough that it fits together with the part before it. Joined, the parts are the text.
+
+        Args:
+            text (`str`):
+                Text, with the transcript of the voice prompt at its start if there is one.
+            num_prompt_frames (`int`, *optional*, defaults to 0):
+                Length in frames of the voice prompt, which is part of the first part.
+
+        Returns:
+            `list[str]`: the parts, a single one where the text fits. White space between sentences starts the later one.
+
+        Raises:
+            `ValueError`: if a sentence, or the voice prompt with the first one, does not fit.
+        """
+        if self._get_num_positions(text, num_prompt_frames) <= self.max_position_embeddings:
+            return [text]
+        sentences = [sentence for sentence in sentencex.segment(self.language, text) if sentence]
+        # White space after a sentence moves to the next, where a byte-level tokenizer makes it part of a word.
+        starts = np.cumsum([0] + [len(sentence) for sentence in sentences[:-1]])
+        starts[1:] -= [len(sentence) - len(sentence.rstrip()) for sentence in sentences[:-1]]
+        ends = [*starts[1:], len(text)]
+        sentences = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        parts: list[str] = []
+        for sentence in sentences:
+            if not sentence.strip():
+                if parts:
+                    parts[-1] += sentence
+                else:
+                    parts.append(sentence)
+                continue
+            frames = num_prompt_frames if not parts else 0
+            num_positions = self._get_num_positions(sentence, frames)
+            if num_positions > self.max_position_embeddings:
+                prompt = f" with a voice prompt of {frames} frames" if frames else ""
+                start = sentence.strip()
+                raise ValueError(
+                    f"`text` has a sentence of {len(start)} characters{prompt} that does not fit the model's "
+                    f"{self.max_position_embeddings} positions, {start[:60]!r}...: it would take about {num_positions} "
+                    "with its speech. Break it into shorter sentences."
+                )
+            frames = num_prompt_frames if len(parts) <= 1 else 0
+            if parts and self._get_num_positions(parts[-1] + sentence, frames) <= self.max_position_embeddings / 2:
+                parts[-1] += sentence
+            elif parts and not parts[-1].strip():
+                parts[-1] += sentence
+            else:
+                parts.append(sentence)
+        return parts
+
+    def _get_num_positions(self, text: str, num_prompt_frames: int) -> int:
+        """About how many positions a text takes with its speech, the voice prompt's included."""
+        num_tokens = len(encode_text(self.tokenizer, text))
+        num_bytes = len(text.encode())
+        num_frames = math.ceil(num_bytes / TEXT_BYTES_PER_SECOND * self.sampling_rate / self.hop_length)
+        # A voice prompt says some of the text, so its frames and those of the text overlap.
+        return num_tokens + max(num_frames, num_prompt_frames + 1)
+
+    def _get_audio(
+        self, audio: Any, sampling_rate: int | None, name: str, num_texts: int, to_whole_frames: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padded waveforms (batch_size, 1, num_samples) at the codec's rate, and their mask (batch_size, num_samples)."""
+        if sampling_rate is not None:
+            _check_sampling_rate(sampling_rate, "sampling_rate")
+        is_single = not isinstance(audio, list | tuple) or (len(audio) > 0 and isinstance(audio[0], int | float))
+        items = [audio] if is_single else list(audio)
+        if len(items) not in (1, num_texts):
+            raise ValueError(f"`{name}` must be one audio or one for each of the {num_texts} texts, got {len(items)}.")
+        waveforms = []
+        for item in items:
+            waveform, rate = _read_audio(item, sampling_rate, name)
+            if rate != self.sampling_rate:
+                waveform = soxr.resample(waveform, rate, self.sampling_rate, quality="HQ")
+            if len(waveform) == 0:
+                raise ValueError(f"`{name}` is too short: nothing is left of it at {self.sampling_rate} Hz.")
+            if to_whole_frames:
+                waveform = np.pad(waveform, (0, -len(waveform) % self.hop_length))
+            waveforms.append(waveform.astype(np.float32))
+        features = self.feature_extractor(
+            waveforms, sampling_rate=self.sampling_rate, padding=True, return_tensors="pt"
+        )
+        return features["input_values"], features["padding_mask"].long()
+
+    def save_audio(
+        self,
+        audio: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray],
+        saving_path: str | Path | Sequence[str | Path],
+        sampling_rate: int | None = None,
+    ) -> None:
+        """
+        Writes waveforms to audio files, in the format of each file's extension.
+
+        Args:
+            audio (`torch.Tensor`, `np.ndarray` or a sequence of them):
+                Waveforms of shape `(num_samples,)`, as `generate` returns them.
+            saving_path (`str`, `Path` or a sequence of them):
+                One path for each waveform.
+            sampling_rate (`int`, *optional*):
+                Sampling rate in Hz. The codec's by default.
+
+        Raises:
+            `ValueError`: if the numbers of waveforms and paths differ, a waveform is not mono, or the extension is of no
+            known format.
+        """
+        waveforms = [audio] if isinstance(audio, torch.Tensor | np.ndarray) and audio.ndim == 1 else list(audio)
+        paths = [saving_path] if isinstance(saving_path, str | Path) else list(saving_path)
+        if len(waveforms) != len(paths):
+            raise ValueError(f"`saving_path` must have a path for each of the {len(waveforms)} waveforms, got {len(paths)}.")
+        sampling_rate = self.sampling_rate if sampling_rate is None else _check_sampling_rate(sampling_rate)
+        arrays = []
+        for waveform, path in zip(waveforms, paths, strict=True):
+            array = waveform.detach().cpu().float().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
+            if array.ndim != 1:
+                raise ValueError(f"`audio` must hold waveforms of shape (num_samples,), got {array.shape}.")
+            if Path(path).suffix[1:].upper() not in soundfile.available_formats():
+                raise ValueError(
+                    f"`saving_path` {str(path)!r} has no extension of a known audio format: "
+                    f"{', '.join(sorted(name.lower() for name in soundfile.available_formats()))}."
+                )
+            arrays.append(array)
+        for array, path in zip(arrays, paths, strict=True):
+            soundfile.write(path, array, sampling_rate)
+
+    def save_voice(
+        self,
+        saving_path: str | Path,
+        prompt_text: str,
+        prompt_latents: torch.Tensor,
+        prompt_latents_mask: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Keeps a voice in a safetensors file: its latents, and what they say.
+
+        Args:
+            saving_path (`str` or `Path`):
+                The file.
+            prompt_text (`str`):
+                What the voice prompt says.
+            prompt_latents (`torch.FloatTensor` of shape `(1, num_frames, latent_dim)`):
+                The voice prompt from [`~SledForSpeechSynthesis.encode_prompt`].
+            prompt_latents_mask (`torch.LongTensor` of shape `(1, num_frames)`, *optional*):
+                1 for a frame, 0 for padding.
+
+        Raises:
+            `ValueError`: if the text is empty or the latents are not those of one voice.
+
+        Example:
+
+        ```python
+        >>> voice = model.encode_prompt(inputs["prompt_values"], inputs["prompt_values_mask"])
+        >>> processor.save_voice("voice.safetensors", "How are you?", **voice)
+        >>> inputs = processor("Another sentence.", **processor.load_voice("voice.safetensors"))
+        ```
+        """
+        (prompt_text,) = _check_texts(prompt_text, "prompt_text")
+        latents, mask = _check_latents(prompt_latents, prompt_latents_mask, 1)
+        latents = latents[mask.bool()].cpu().contiguous()
+        save_file({"prompt_latents": latents}, saving_path, metadata={"prompt_text": prompt_text})
+
+    def load_voice(self, path: str | Path) -> dict[str, Any]:
+        """
+        Reads a voice that [`~SledProcessor.save_voice`] has kept.
+
+        Args:
+            path (`str` or `Path`):
+                The file.
+
+        Returns:
+            `dict`: `prompt_text`, `prompt_latents` (`torch.FloatTensor` of shape `(1, num_frames, latent_dim)`) and
+            `prompt_latents_mask`, which the processor takes as keyword arguments.
+
+        Raises:
+            `ValueError`: if the file cannot be read or holds no voice.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, names = file.metadata() or {}, set(file.keys())
+                if "prompt_text" not in metadata or names != {"prompt_latents"}:
+                    raise ValueError(f"`path` {str(path)!r} holds no voice: it was not written by `save_voice`.")
+                latents = file.get_tensor("prompt_latents")[None]
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"`path` {str(path)!r} cannot be read as a voice: {error}.") from error
+        return {
+            "prompt_text": metadata["prompt_text"],
+            "prompt_latents": latents,
+            "prompt_latents_mask": torch.ones(latents.shape[:2], dtype=torch.long),
+        }
+
+
+def _check_texts(text: Any, name: str) -> list[str]:
+    """The texts as a list, each of which must say something."""
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, list | tuple) or len(texts) == 0 or not all(isinstance(one, str) for one in texts):
+        raise ValueError(f"`{name}` must be a string or a list of strings, got {_describe(text)}.")
+    for one in texts:
+        if not one.strip():
+            raise ValueError(f"`{name}` must not be empty, got {one!r}.")
+        try:
+            one.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"`{name}` must be valid Unicode, got {one!r}: {error}.") from error
+    return list(texts)
+
+
+def _check_latents(
+    latents: Any, mask: torch.Tensor | None, num_texts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if not isinstance(latents, torch.Tensor) or latents.ndim != 3 or 0 in latents.shape:
+        raise ValueError(f"`prompt_latents` must be of shape (batch_size, num_frames, latent_dim), got {_describe(latents)}.")
+    if len(latents) not in (1, num_texts):
+        raise ValueError(f"`prompt_latents` must have one row or one for each of the {num_texts} texts, got {len(latents)}.")
+    if not latents.is_floating_point() or not torch.isfinite(latents).all():
+        raise ValueError("`prompt_latents` must hold finite floating point numbers.")
+    mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device) if mask is None else mask.long()
+    if mask.shape != latents.shape[:2] or not mask.bool().any(dim=1).all():
+        raise ValueError(
+            f"`prompt_latents_mask` must be of shape {tuple(latents.shape[:2])} with a frame in every row, got "
+            f"{tuple(mask.shape)}."
+        )
+    return latents.float(), mask
+
+
+def _check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
+    is_number = isinstance(sampling_rate, int | float | np.number) and not isinstance(sampling_rate, bool)
+    if not is_number or not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE or int(sampling_rate) != sampling_rate:
+        raise ValueError(
+            f"`{name}` must be a whole number of Hz between {MIN_SAMPLING_RATE} and {MAX_SAMPLING_RATE}, got "
+            f"{sampling_rate!r}."
+        )
+    return int(sampling_rate)
+
+
+def _read_audio(audio: Any, sampling_rate: int | None, name: str) -> tuple[np.ndarray, int]:
+    """Reads one audio of any kind as a mono waveform (num_samples,) in float32, and its sampling rate."""
+    own_rate = None
+    if isinstance(audio, dict):
+        if audio.get("array") is not None:
+            audio, own_rate = audio["array"], audio.get("sampling_rate")
+        elif audio.get("bytes") is not None:
+            audio, own_rate = _read_file(BytesIO(audio["bytes"]), name, "the given bytes")
+        elif audio.get("path") is not None:
+            audio, own_rate = _read_file(audio["path"], name, audio["path"])
+        else:
+            raise ValueError(f"`{name}` must have an 'array', 'bytes' or 'path', got the keys {sorted(map(str, audio))}.")
+    elif isinstance(audio, str | Path):
+        audio, own_rate = _read_file(audio, name, audio)
+    elif hasattr(audio, "get_all_samples"):
+        # What a `datasets` audio column decodes to.
+        samples = audio.get_all_samples()
+        audio, own_rate = samples.data, samples.sample_rate
+    if own_rate is not None:
+        _check_sampling_rate(own_rate, f"{name}['sampling_rate']")
+        if sampling_rate is not None and sampling_rate != own_rate:
+            raise ValueError(f"`sampling_rate` is {sampling_rate}, but `{name}` is at {own_rate} Hz.")
+        sampling_rate = own_rate
+    if sampling_rate is None:
+        raise ValueError(f"`sampling_rate` is missing: `{name}` is an array, which does not know its own.")
+    if isinstance(audio, torch.Tensor):
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
+    try:
+        array = np.asarray(audio)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be an array, a path or a `datasets` audio: {error}.") from error
+    if array.dtype.kind not in "fi":
+        raise ValueError(f"`{name}` must hold floating point numbers or signed integers, got {_describe(audio)}.")
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise ValueError(
+            f"`{name}` must be of shape (num_samples,) or (num_channels, num_samples) and not empty, got {array.shape}."
+        )
+    scale = 1.0 if array.dtype.kind == "f" else 1.0 / (np.iinfo(array.dtype).max + 1.0)
+    waveform = array.astype(np.float32) * np.float32(scale)
+    if waveform.ndim == 2:
+        waveform = waveform.mean(axis=int(np.argmin(waveform.shape)))
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"`{name}` has values that are not finite in float32.")
+    return waveform, int(sampling_rate)
+
+
+def _read_file(file: str | Path | BytesIO, name: str, description: Any) -> tuple[np.ndarray, int]:
+    try:
+        return soundfile.read(file, dtype="float32")
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` cannot be read from {str(description)!r}: {error}") from error
+
+
+def _describe(value: Any) -> str:
+    """What a value is, for error messages."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {sorted({type(item).__name__ for item in value})}"
+    return type(value).__name__
+
+
+__all__ = ["SledBatchFeature", "SledProcessor"]
