@@ -292,10 +292,9 @@ def plot_worst(folder: Path, protocol: str, rows: dict[str, list[dict[str, Any]]
 
 def draw_spectrogram(axes: Any, audio: np.ndarray, sampling_rate: int) -> None:
     window = 512
+    audio = np.pad(audio, (0, max(0, 2 * window - len(audio))))
     # A floor of noise far below hearing keeps silence out of the logarithm.
-    audio = np.pad(audio, (0, max(0, window - len(audio)))) + 1e-5 * np.random.default_rng(0).standard_normal(
-        max(window, len(audio))
-    )
+    audio = audio + 1e-5 * np.random.default_rng(0).standard_normal(len(audio))
     axes.specgram(audio, NFFT=window, Fs=sampling_rate, noverlap=window * 3 // 4, vmin=-130, vmax=-30)
     axes.set(ylim=(0, min(8000, sampling_rate / 2)))
     axes.tick_params(labelsize=7)
@@ -312,9 +311,7 @@ def plot_guidance(table: dict[str, dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         values = [row.get(name, math.nan) for row in points]
-        bounds = [
-            row.get(f"{name}_interval") or [value, value] for (_, row), value in zip(points, values, strict=True)
-        ]
+        bounds = [row.get(f"{name}_interval") or [value, value] for row, value in zip(points, values, strict=True)]
         low, high = np.array(bounds).T
         axes.errorbar(
             scales, values, [np.maximum(0, values - low), np.maximum(0, high - values)], marker="o", capsize=3
