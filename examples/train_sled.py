@@ -36,8 +36,14 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from transformers_sled import SledConfig, SledDataCollator, SledForSpeechSynthesis, SledProcessor
-from transformers_sled.data_sled import DroppedItemError, audio_duration, codebooks_digest, load_source
+from transformers_sled import SledConfig, SledForSpeechSynthesis, SledProcessor
+from transformers_sled.data_sled import (
+    DroppedItemError,
+    SledDataCollator,
+    audio_duration,
+    codebooks_digest,
+    load_source,
+)
 from transformers_sled.streaming_sled import encode_text
 
 logger = logging.getLogger(__name__)

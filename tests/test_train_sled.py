@@ -1,0 +1,369 @@
+"""examples/train_sled.py from outside: the same run however it is spread, interrupted and started."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
+
+from transformers_sled import SledForSpeechSynthesis
+from transformers_sled.data_sled import prepare_dataset
+from transformers_sled.processing_sled import SledProcessor
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_sled.py"
+RECIPES = SCRIPT.parent / "configs"
+SENTENCES = ["Stop.", "The dog barked all night.", "She was humiliated by his remarks, and she left.", "Two plus two."]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_sled", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_sled"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["train_sled"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Codes of 16 utterances of 5 to 35 frames, as training and validation splits."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "id": f"u{index}",
+            "text": f"{SENTENCES[index % 4]} Number {index}.",
+            "audio": {"array": 0.1 * rng.standard_normal(320 * (5 + 2 * index)), "sampling_rate": 24000},
+        }
+        for index in range(16)
+    ]
+    codec = EncodecModel.from_pretrained(GOLDEN / "codec").eval()
+    prepare_dataset(datasets.Dataset.from_list(rows), folder, codec, min_duration=0.0)
+    prepare_dataset(datasets.Dataset.from_list(rows[::4]), folder, codec, split="validation", min_duration=0.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory):
+    """The golden offline model with its codec."""
+    folder = tmp_path_factory.mktemp("with_dropout")
+    SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec").save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "offline")
+    feature_extractor = EncodecFeatureExtractor.from_pretrained(GOLDEN / "codec")
+    SledProcessor(feature_extractor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(with_dropout, tmp_path_factory):
+    """The same without any dropout."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = SledForSpeechSynthesis.from_pretrained(with_dropout)
+    for name in ("dropout", "activation_dropout", "attention_dropout", "text_dropout_prob"):
+        setattr(model.config, name, 0.0)
+    model.save_pretrained(folder)
+    SledProcessor.from_pretrained(with_dropout).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    def build(output, **changes):
+        values = {
+            "dataset_name": data,
+            "output_dir": tmp_path / output,
+            "do_train": True,
+            "max_steps": 5,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **changes,
+        }
+        return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+
+    return build
+
+
+@pytest.fixture
+def train(script, arguments, tmp_path, monkeypatch):
+    """Runs the script in this process and returns its folder."""
+
+    def run(output, **changes):
+        monkeypatch.setattr(sys, "argv", ["train_sled.py", *arguments(output, **changes)])
+        script.main()
+        return tmp_path / output
+
+    return run
+
+
+def read_log(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry for entry in history if "loss" in entry}
+
+
+def assert_same_losses(actual, expected, tolerance, steps=None):
+    steps = sorted(expected) if steps is None else steps
+    for name in ("loss", "energy_loss", "eos_loss"):
+        np.testing.assert_allclose(
+            [actual[step][name] for step in steps], [expected[step][name] for step in steps], atol=tolerance, rtol=0
+        )
+
+
+GIVE_NOISE = """
+import zlib
+import torch
+from transformers_sled import data_sled
+class CollatorWithNoise(data_sled.SledDataCollator):
+    def __call__(self, examples):
+        batch = super().__call__(examples)
+        batch["noise"] = torch.zeros(2, *batch["audio_codes_mask"].shape, 24)
+        for row, example in enumerate(examples):
+            frames = len(example["audio_codes"][0])
+            generator = torch.Generator().manual_seed(zlib.crc32(example["text"].encode()))
+            batch["noise"][:, row, :frames] = torch.randn(2, frames, 24, generator=generator)
+        return batch
+data_sled.SledDataCollator = CollatorWithNoise
+"""
+
+
+def launch(arguments, *, prelude="", processes=1):
+    """Runs the script in processes of its own, after a prelude."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    runner = Path(arguments[arguments.index("--output_dir") + 1]).parent / "runner.py"
+    runner.write_text(f"{prelude}\nimport runpy, sys\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, str(runner), *arguments], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("split", ["processes", "accumulation"])
+def test_the_same_global_batch_trains_the_same(arguments, checkpoint, tmp_path, split):
+    # The rows' lengths differ: frames weigh alike wherever they are.
+    common = {"model_name_or_path": checkpoint, "train_sampling_strategy": "sequential", "dataloader_drop_last": True}
+    one = launch(arguments("one", **common), prelude=GIVE_NOISE)
+    assert one.returncode == 0, one.stderr
+    half = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2 if split == "accumulation" else 1}
+    two = launch(arguments("two", **common, **half), prelude=GIVE_NOISE, processes=2 if split == "processes" else 1)
+    assert two.returncode == 0, two.stderr
+    assert_same_losses(read_log(tmp_path / "two"), read_log(tmp_path / "one"), 1e-4)
+    weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "one"))
+    before = load_file(checkpoint / "model.safetensors")
+    assert any((expected[name] - before[name]).abs().max() > 1e-3 for name in expected)
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], atol=1e-4, rtol=0)
+
+
+KILLED_AT_STEP_7 = """
+import os, signal
+from transformers import Trainer
+step = Trainer.training_step
+def step_until_killed(self, *args, **kwargs):
+    if self.state.global_step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+Trainer.training_step = step_until_killed
+"""
+
+
+def test_killed_and_resumed_is_uninterrupted(train, arguments, with_dropout, tmp_path):
+    # From scratch weights' noise to dropout and order, everything random is on; the second epoch starts at step 4.
+    settings = {
+        "model_name_or_path": with_dropout,
+        "max_steps": 10,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "num_audio_samples": 1,
+        "save_total_limit": 2,
+    }
+    killed = launch(arguments("killed", **settings), prelude=KILLED_AT_STEP_7)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # A checkpoint that was being written when the process died has no state yet.
+    (tmp_path / "killed" / "checkpoint-7").mkdir()
+    resumed = read_log(train("killed", **settings))
+    folder = train("whole", **settings)
+    whole = read_log(folder)
+    assert sorted(whole) == list(range(1, 11))
+    assert_same_losses(resumed, whole, 1e-5, steps=range(7, 11))
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_evaluation_by_part_and_audio(train, with_dropout):
+    settings = {
+        "model_name_or_path": with_dropout,
+        "max_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "num_audio_samples": 2,
+        "per_device_eval_batch_size": 3,
+        "report_to": "tensorboard",
+    }
+    folder = train("run", **settings)
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [2, 4]
+    for entry in evaluations:
+        assert entry["eval_loss"] == pytest.approx(entry["eval_energy_loss"] + entry["eval_eos_loss"])
+    for step in (2, 4):
+        samples = folder / "samples" / f"step-{step:07d}"
+        assert sorted(path.name for path in samples.iterdir()) == [
+            f"{index}.{suffix}" for index in (0, 1) for suffix in ("png", "txt", "wav")
+        ]
+        assert soundfile.info(samples / "0.wav").samplerate == 24000
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = folder.glob("runs/*")
+    tags = EventAccumulator(str(events)).Reload().Tags()
+    assert {"train/energy_loss", "train/eos_loss", "eval/energy_loss", "eval/eos_loss"} <= set(tags["scalars"])
+    assert {"sample/0", "sample/1"} <= set(tags["images"])
+
+
+def test_evaluation_does_not_depend_on_its_batches(train, checkpoint):
+    settings = {"model_name_or_path": checkpoint, "do_train": None, "do_eval": True, "num_audio_samples": 0}
+    one, four = (
+        json.loads(
+            (train(f"eval{size}", per_device_eval_batch_size=size, **settings) / "eval_results.json").read_text()
+        )
+        for size in (1, 4)
+    )
+    assert one["eval_eos_loss"] == pytest.approx(four["eval_eos_loss"], abs=1e-5)
+
+
+def test_from_scratch_with_memory_saved(train, tmp_path):
+    fields = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    fields |= {"num_key_value_heads": 2, "head_num_layers": 2, "head_hidden_size": 32, "noise_dim": 8}
+    (tmp_path / "model.json").write_text(json.dumps(fields))
+    folder = train(
+        "scratch",
+        config_name=tmp_path / "model.json",
+        tokenizer_name=GOLDEN / "offline",
+        codec_name=GOLDEN / "codec",
+        max_steps=30,
+        learning_rate=1e-2,
+        bf16=True,
+        gradient_checkpointing=True,
+    )
+    log = read_log(folder)
+    assert log[30]["loss"] < log[1]["loss"] - 0.5
+    model = SledForSpeechSynthesis.from_pretrained(folder)
+    processor = SledProcessor.from_pretrained(folder)
+    assert (model.config.hidden_size, model.config.vocab_size, model.config.latent_dim) == (32, 760, 32)
+    assert model.dtype == torch.float32
+    expected = EncodecModel.from_pretrained(GOLDEN / "codec").state_dict()
+    torch.testing.assert_close(model.codec.state_dict(), expected, rtol=0, atol=0)
+    (audio,) = model.generate(**processor("Stop.", return_tensors="pt"), max_new_tokens=5)
+    assert torch.isfinite(audio).all()
+
+
+def test_offline_to_interleaved(train, checkpoint):
+    folder = train("interleaved", model_name_or_path=checkpoint, text_chunk_size=5, speech_chunk_size=9)
+    model = SledForSpeechSynthesis.from_pretrained(folder)
+    assert (model.config.text_chunk_size, model.config.speech_chunk_size) == (5, 9)
+    assert model.generation_config.eos_threshold == 0.5
+    assert SledProcessor.from_pretrained(folder).tokenizer.padding_side == "right"
+
+
+def test_lora_trains_adapters_and_saves_a_whole_model(train, checkpoint):
+    folder = train("lora", model_name_or_path=checkpoint, lora_rank=4, save_strategy="steps", save_steps=3)
+    saved = load_file(folder / "checkpoint-3" / "adapter_model.safetensors")
+    assert saved and all("lora" in name for name in saved)
+    before, after = (load_file(path / "model.safetensors") for path in (checkpoint, folder))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in changed)
+    SledForSpeechSynthesis.from_pretrained(folder)
+
+
+def test_waveforms_instead_of_codes(train, checkpoint, data, tmp_path):
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    lines = ["file_name,text"]
+    for index in range(6):
+        soundfile.write(folder / f"{index}.wav", 0.1 * rng.standard_normal(8000 + 500 * index), 24000)
+        lines.append(f"{index}.wav,Sentence {index}.")
+    (folder / "5.wav").write_bytes(b"no audio")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    run = train("waveforms", model_name_or_path=checkpoint, dataset_name=folder, max_steps=2)
+    assert sorted(read_log(run)) == [1, 2]
+
+
+def test_what_does_not_fit_is_left_out_and_named(script, checkpoint, data, caplog):
+    model, processor = script.load_model(script.ModelArguments(model_name_or_path=str(checkpoint)))
+    model.config.max_position_embeddings = 40
+    dataset = script.load_split(script.DataArguments(str(data)), "train", None, model, processor)
+    lengths = [
+        len(processor(text)["input_ids"][0]) + n for text, n in zip(dataset["text"], dataset["length"], strict=True)
+    ]
+    assert 0 < len(lengths) < 16 and max(lengths) <= 40
+    assert f"Left out {16 - len(lengths)} of 16" in caplog.text
+    assert "u15" in caplog.text
+    model.config.max_position_embeddings = 4
+    with pytest.raises(ValueError, match="No utterance of split train"):
+        script.load_split(script.DataArguments(str(data)), "train", None, model, processor)
+
+
+def test_bad_input(train, script, checkpoint, data, tmp_path):
+    with pytest.raises(ValueError, match=r"--text_column_name must be one of the columns .* got 'sentence'"):
+        train("a", model_name_or_path=checkpoint, text_column_name="sentence")
+    with pytest.raises(ValueError, match="--tokenizer_name is needed"):
+        train("b", codec_name=GOLDEN / "codec")
+    with pytest.raises(ValueError, match="go together"):
+        train("c", model_name_or_path=checkpoint, text_chunk_size=5)
+    with pytest.raises(ValueError, match="Nothing to do"):
+        train("d", model_name_or_path=checkpoint, do_train=None)
+    other = EncodecModel(EncodecModel.from_pretrained(GOLDEN / "codec").config)
+    for layer in other.quantizer.layers:
+        layer.codebook.embed.normal_()
+    other.save_pretrained(tmp_path / "other_codec")
+    with pytest.raises(ValueError, match="codes of another codec"):
+        train("e", model_name_or_path=checkpoint, codec_name=tmp_path / "other_codec")
+    processor = SledProcessor.from_pretrained(checkpoint)
+    processor.tokenizer.add_tokens(["new"])
+    model = SledForSpeechSynthesis.from_pretrained(checkpoint)
+    model.config.vocab_size = 700
+    with pytest.raises(ValueError, match="tokenizer does not match the checkpoint: its vocab_size is 760"):
+        script.check_tokenizer(processor.tokenizer, model.config)
+
+
+def test_a_recipe_is_read_and_overruled(script, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("dataset_name: codes\nlearning_rate: 5e-4\nmax_steps: 7\n")
+    _, data_args, training_args = script.parse_arguments(
+        [str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--max_steps", "3", "--use_cpu"]
+    )
+    assert (data_args.dataset_name, training_args.learning_rate, training_args.max_steps) == ("codes", 5e-4, 3)
+    (tmp_path / "recipe.yaml").write_text("learning_rat: 5e-4\n")
+    with pytest.raises(ValueError, match="learning_rat"):
+        script.parse_arguments([str(tmp_path / "recipe.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "rate", "warmup"), [("offline", 300_000, 5e-4, 32_000), ("interleaved", 100_000, 3e-4, 10_000)]
+)
+def test_the_released_recipes(script, tmp_path, recipe, steps, rate, warmup):
+    command = [str(RECIPES / f"{recipe}.yaml"), "--dataset_name", "codes", "--output_dir", str(tmp_path), "--use_cpu"]
+    model_args, _, args = script.parse_arguments(command)
+    assert (args.max_steps, args.learning_rate, args.warmup_steps) == (steps, rate, warmup)
+    assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 0.01, 1.0)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 512
+    assert args.bf16 and args.lr_scheduler_type == "linear" and not args.remove_unused_columns
+    chunks = (model_args.text_chunk_size, model_args.speech_chunk_size)
+    assert chunks == ((5, 45) if recipe == "interleaved" else (None, None))
