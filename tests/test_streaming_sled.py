@@ -1,0 +1,666 @@
+"""Streaming parts: decoding with state, chunking, the audio streamer, and tokenization of text as it arrives."""
+
+import doctest
+import functools
+import gc
+import itertools
+import json
+import queue
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AddedToken, EncodecConfig, EncodecModel, PreTrainedTokenizerFast, RobertaTokenizer
+
+from transformers_sled import streaming_sled
+from transformers_sled.streaming_sled import (
+    SledAudioChunker,
+    SledAudioStreamer,
+    SledIncrementalTokenizer,
+    SledStreamingDecoder,
+    encode_text,
+)
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+CONTROL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+@functools.cache
+def make_codec(**config) -> EncodecModel:
+    torch.manual_seed(0)
+    config = {"num_filters": 2, "hidden_size": 8, "codebook_size": 8, "upsampling_ratios": (4, 3, 2), **config}
+    return EncodecModel(EncodecConfig(**config)).eval()
+
+
+def decode_whole(codec: EncodecModel, latents: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return codec.decoder(latents.transpose(1, 2))[:, 0]
+
+
+def make_latents(frames: int, batch_size: int = 1, dim: int = 8) -> torch.Tensor:
+    return torch.randn(batch_size, frames, dim, generator=torch.Generator().manual_seed(frames))
+
+
+def split(frames: int, cuts: list[int]) -> list[slice]:
+    """Portions of `frames` frames with cuts at any positions; equal cuts make empty portions."""
+    bounds = [0, *sorted(cut % (frames + 1) for cut in cuts), frames]
+    return [slice(start, end) for start, end in itertools.pairwise(bounds)]
+
+
+def live_tensor_bytes() -> int:
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+# Decoding
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    frames=st.integers(0, 50),
+    cuts=st.lists(st.integers(0, 50), max_size=8),
+    batch_size=st.integers(1, 3),
+    num_lstm_layers=st.sampled_from([1, 2]),
+    pad_mode=st.sampled_from(["reflect", "constant"]),
+    use_conv_shortcut=st.booleans(),
+    num_residual_layers=st.sampled_from([1, 3]),
+    kernels=st.sampled_from([(7, 7, 3), (1, 3, 5), (9, 1, 1)]),
+    upsampling_ratios=st.sampled_from([(4, 3, 2), (2,), (2, 1, 2)]),
+)
+def test_any_split_decodes_to_the_whole_waveform(frames, cuts, batch_size, kernels, **config):
+    config |= dict(zip(("kernel_size", "last_kernel_size", "residual_kernel_size"), kernels, strict=True))
+    codec = make_codec(**config)
+    latents = make_latents(frames, batch_size)
+    decoder = SledStreamingDecoder(codec, batch_size)
+    portions = [decoder.decode(latents[:, portion]) for portion in split(frames, cuts)] + [decoder.finish()]
+    waveform = torch.cat(portions, dim=1)
+    assert waveform.shape == (batch_size, frames * codec.config.hop_length)
+    if frames > 0:
+        torch.testing.assert_close(waveform, decode_whole(codec, latents), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("portion_size", [1, 7, 40, 100])
+def test_golden_waveforms(portion_size):
+    expected = load_file(GOLDEN / "expected.safetensors")
+    codec = EncodecModel.from_pretrained(GOLDEN / "codec")
+    latents, waveform = expected["codec.latents"], expected["codec.decoded"].flatten(1)
+    decoder = SledStreamingDecoder(codec, latents.shape[0])
+    portions = [decoder.decode(portion) for portion in latents.split(portion_size, dim=1)] + [decoder.finish()]
+    torch.testing.assert_close(torch.cat(portions, dim=1), waveform, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 6, 7])
+def test_signals_shorter_than_the_padding(frames):
+    codec = make_codec()
+    latents = make_latents(frames)
+    decoder = SledStreamingDecoder(codec)
+    portions = [decoder.decode(frame) for frame in latents.split(1, dim=1)]
+    assert [portion.shape[1] for portion in portions[:6]] == [0] * min(frames, 6)
+    waveform = torch.cat([*portions, decoder.finish()], dim=1)
+    torch.testing.assert_close(waveform, decode_whole(codec, latents), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("pad_mode", "first_frames"), [("reflect", 7), ("constant", 1)])
+def test_only_the_frames_that_reflection_needs_are_held_back(pad_mode, first_frames):
+    codec = make_codec(pad_mode=pad_mode)
+    decoder = SledStreamingDecoder(codec)
+    assert decoder.frames_to_start == first_frames
+    held = 0
+    for frame in make_latents(12).split(1, dim=1):
+        held += 1
+        samples = decoder.decode(frame).shape[1]
+        assert samples == (0 if decoder.frames_to_start > 0 else held * codec.config.hop_length)
+        held = held if samples == 0 else 0
+    assert held == 0
+    assert decoder.finish().shape == (1, 0)
+
+
+def test_empty_signal():
+    decoder = SledStreamingDecoder(make_codec(), batch_size=2)
+    assert decoder.decode(torch.zeros(2, 0, 8)).shape == (2, 0)
+    assert decoder.finish().shape == (2, 0)
+
+
+def test_decoding_leaves_the_codec_alone():
+    codec = make_codec()
+    before = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
+    decoder = SledStreamingDecoder(codec)
+    decoder.decode(make_latents(20))
+    after = codec.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert codec.decoder.layers[0].conv.weight.requires_grad
+
+
+def test_float32_without_gradients_under_autocast_and_from_half_precision():
+    codec = make_codec()
+    latents = make_latents(20).bfloat16()
+    decoder = SledStreamingDecoder(codec)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        waveform = decoder.decode(latents.requires_grad_())
+    assert waveform.dtype == torch.float32
+    assert not waveform.requires_grad
+    torch.testing.assert_close(waveform, decode_whole(codec, latents.float()), atol=1e-5, rtol=0)
+
+
+def test_memory_and_work_do_not_grow():
+    codec = make_codec()
+    decoder = SledStreamingDecoder(codec)
+    latents, long_latents = make_latents(10), make_latents(300)
+    used, work = [], []
+    for _ in range(3):
+        with FlopCounterMode(display=False) as counter:
+            decoder.decode(latents)
+        work.append(counter.get_total_flops())
+        used.append(live_tensor_bytes())
+        decoder.decode(long_latents)
+    assert work[0] > 0 and set(work) == {work[0]}
+    assert set(used) == {used[0]}
+    # Nor does a long input stay in memory.
+    assert live_tensor_bytes() == used[0]
+
+
+def test_select_rows_reorders_drops_and_splits():
+    codec = make_codec()
+    latents = make_latents(40, batch_size=3)
+    expected = decode_whole(codec, latents)
+    decoder = SledStreamingDecoder(codec, batch_size=3)
+    start = decoder.decode(latents[:, :15])
+    kept = decoder.select_rows([2, 0])
+    assert (kept.batch_size, decoder.batch_size) == (2, 3)
+    rest = kept.decode(latents[[2, 0], 15:])
+    torch.testing.assert_close(torch.cat([start[[2, 0]], rest], dim=1), expected[[2, 0]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoder.decode(latents[:, 15:]), expected[:, start.shape[1] :], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pad_mode", ["reflect", "constant"])
+def test_select_rows_before_the_start(pad_mode):
+    codec = make_codec(pad_mode=pad_mode)
+    latents = make_latents(4, batch_size=2)
+    decoder = SledStreamingDecoder(codec, batch_size=2)
+    start = decoder.decode(latents[:, :3])
+    last = decoder.select_rows(torch.tensor([1]))
+    waveform = torch.cat([start[1:], last.decode(latents[1:, 3:]), last.finish()], dim=1)
+    torch.testing.assert_close(waveform, decode_whole(codec, latents[1:]), atol=1e-5, rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    starts=st.lists(st.integers(7, 30), min_size=1, max_size=4),
+    frames=st.integers(0, 20),
+    pad_mode=st.sampled_from(["reflect", "constant"]),
+)
+def test_rows_at_different_times_decode_side_by_side(starts, frames, pad_mode):
+    codec = make_codec(pad_mode=pad_mode)
+    streams = [make_latents(start + frames) for start in starts]
+    decoders = [SledStreamingDecoder(codec) for _ in streams]
+    heads = [
+        decoder.decode(stream[:, :start]) for decoder, stream, start in zip(decoders, streams, starts, strict=True)
+    ]
+    joined = SledStreamingDecoder.concatenate(decoders)
+    tails = joined.decode(torch.cat([stream[:, start:] for stream, start in zip(streams, starts, strict=True)]))
+    assert joined.finish().shape == (len(streams), 0)
+    for stream, head, tail in zip(streams, heads, tails, strict=True):
+        waveform = torch.cat([head, tail[None]], dim=1)
+        torch.testing.assert_close(waveform, decode_whole(codec, stream), atol=1e-5, rtol=0)
+
+
+def test_concatenate_rows_that_have_not_started():
+    codec = make_codec()
+    latents = make_latents(20, batch_size=2)
+    decoders = [SledStreamingDecoder(codec) for _ in range(2)]
+    for row, decoder in enumerate(decoders):
+        decoder.decode(latents[row : row + 1, :3])
+    waveform = SledStreamingDecoder.concatenate(decoders).decode(latents[:, 3:])
+    torch.testing.assert_close(waveform, decode_whole(codec, latents), atol=1e-5, rtol=0)
+
+
+def test_concatenate_refuses_rows_that_cannot_go_side_by_side():
+    codec = make_codec()
+    started, new, finished = (SledStreamingDecoder(codec) for _ in range(3))
+    started.decode(make_latents(7))
+    finished.finish()
+    with pytest.raises(ValueError, match=r"\[0, 7\]"):
+        SledStreamingDecoder.concatenate([started, new])
+    with pytest.raises(ValueError, match="finished"):
+        SledStreamingDecoder.concatenate([new, finished])
+    with pytest.raises(ValueError, match="same codec"):
+        SledStreamingDecoder.concatenate([new, SledStreamingDecoder(make_codec(pad_mode="constant"))])
+    with pytest.raises(ValueError, match="at least one"):
+        SledStreamingDecoder.concatenate([])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_causal_conv", False),
+        ("norm_type", "time_group_norm"),
+        ("trim_right_ratio", 0.5),
+        ("pad_mode", "replicate"),
+        ("audio_channels", 2),
+    ],
+)
+def test_codecs_that_cannot_be_streamed(field, value):
+    with pytest.raises(ValueError, match=f"`{field}`.*{value}"):
+        SledStreamingDecoder(make_codec(**{field: value}))
+
+
+def test_bad_codec():
+    with pytest.raises(ValueError, match="EncodecModel"):
+        SledStreamingDecoder(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="bfloat16"):
+        SledStreamingDecoder(EncodecModel(make_codec().config).bfloat16())
+    with pytest.raises(ValueError, match="batch_size"):
+        SledStreamingDecoder(make_codec(), batch_size=0)
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [
+        torch.zeros(1, 8),
+        torch.zeros(2, 3, 8),
+        torch.zeros(1, 8, 3),
+        torch.zeros(1, 3, 8, dtype=torch.long),
+        [[0.0] * 8],
+    ],
+)
+def test_bad_latents(latents):
+    for push in (SledStreamingDecoder(make_codec()).decode, SledAudioChunker(make_codec()).push):
+        with pytest.raises(ValueError, match="latents"):
+            push(latents)
+
+
+@pytest.mark.parametrize("indices", [[], [2], [-1], [True, False], torch.tensor([True, False]), [0.5]])
+def test_bad_rows(indices):
+    with pytest.raises(ValueError, match="indices"):
+        SledStreamingDecoder(make_codec(), batch_size=2).select_rows(indices)
+
+
+def test_nothing_after_the_end():
+    decoder, chunker = SledStreamingDecoder(make_codec()), SledAudioChunker(make_codec())
+    decoder.finish(), chunker.finish()
+    for call in (lambda: decoder.decode(make_latents(1)), decoder.finish):
+        with pytest.raises(RuntimeError, match="finish"):
+            call()
+    for call in (lambda: chunker.push(make_latents(1)), chunker.finish):
+        with pytest.raises(RuntimeError, match="finish"):
+            call()
+
+
+# Chunking
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    frames=st.integers(0, 60),
+    cuts=st.lists(st.integers(0, 60), max_size=6),
+    prompt_frames=st.integers(0, 20),
+    pad_mode=st.sampled_from(["reflect", "constant"]),
+)
+def test_chunks_depend_on_the_number_of_frames_alone(frames, cuts, prompt_frames, pad_mode):
+    codec = make_codec(pad_mode=pad_mode, sampling_rate=24 * 50)  # 50 frames a second
+    hop_length = codec.config.hop_length
+    latents = make_latents(prompt_frames + frames)
+    chunker = SledAudioChunker(codec, chunk_duration=0.2)
+    waveforms = chunker.push(latents[:, :prompt_frames], is_prompt=True)
+    assert waveforms == []
+    speech = latents[:, prompt_frames:]
+    for portion in split(frames, cuts):
+        waveforms += chunker.push(speech[:, portion])
+    waveforms += chunker.finish()
+
+    first = max(1, 7 - prompt_frames) if pad_mode == "reflect" else 1
+    expected = [first] + [10] * ((frames - first) // 10) + [(frames - first) % 10] if frames >= first else [frames]
+    assert [len(waveform) / hop_length for waveform in waveforms] == [size for size in expected if size > 0]
+    if frames > 0:
+        whole = decode_whole(codec, latents)[0, prompt_frames * hop_length :]
+        torch.testing.assert_close(torch.cat(waveforms), whole, atol=1e-5, rtol=0)
+
+
+def test_chunk_shorter_than_a_frame():
+    chunker = SledAudioChunker(make_codec(pad_mode="constant"), chunk_duration=1e-6)
+    assert [len(waveform) for waveform in chunker.push(make_latents(4))] == [24] * 4
+
+
+def test_prompt_comes_first():
+    chunker = SledAudioChunker(make_codec())
+    chunker.push(make_latents(2), is_prompt=True)
+    chunker.push(make_latents(3), is_prompt=True)
+    chunker.push(make_latents(1))
+    with pytest.raises(ValueError, match="is_prompt"):
+        chunker.push(make_latents(1), is_prompt=True)
+
+
+@pytest.mark.parametrize("chunk_duration", [0, -0.2, float("nan"), float("inf"), "0.2", None])
+def test_bad_chunk_duration(chunk_duration):
+    with pytest.raises(ValueError, match="chunk_duration"):
+        SledAudioChunker(make_codec(), chunk_duration)
+
+
+# The audio streamer
+
+
+def generate(streamer, frames, error=None, stopped=None):
+    """What a model's `generate` does with a streamer: frame by frame, until the end, an error, or nobody listens."""
+    for frame in frames:
+        if streamer.closed:
+            stopped.set()
+            return
+        streamer.put(frame)
+    streamer.end(error)
+
+
+def start_thread(*args, **kwargs) -> threading.Thread:
+    thread = threading.Thread(target=generate, args=args, kwargs=kwargs, daemon=True)
+    thread.start()
+    return thread
+
+
+class ModelWithCodec(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Linear(1, 1)
+        self.codec = make_codec()
+
+
+@pytest.mark.parametrize("make_model", [make_codec, ModelWithCodec])
+def test_streamer_gives_the_whole_speech(make_model):
+    latents = make_latents(90)
+    streamer = SledAudioStreamer(make_model(), chunk_duration=0.02, timeout=60)
+    thread = start_thread(streamer, latents.split(1, dim=1))
+    waveforms = list(streamer)
+    thread.join()
+    assert all(waveform.ndim == 1 and waveform.dtype == torch.float32 for waveform in waveforms)
+    frames = [len(waveform) / 24 for waveform in waveforms]
+    assert frames == [7, 20, 20, 20, 20, 3]
+    torch.testing.assert_close(torch.cat(waveforms), decode_whole(make_codec(), latents)[0], atol=1e-5, rtol=0)
+    assert list(streamer) == []
+
+
+def test_streamer_by_next():
+    streamer = SledAudioStreamer(make_codec())
+    latents = make_latents(9)
+    generate(streamer, latents.split(1, dim=1))
+    waveforms = [next(streamer), next(streamer)]
+    torch.testing.assert_close(torch.cat(waveforms), decode_whole(make_codec(), latents)[0], atol=1e-5, rtol=0)
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(streamer)
+
+
+def test_streamer_cuts_the_prompt_off():
+    latents = make_latents(50)
+    streamer = SledAudioStreamer(make_codec())
+    streamer.put(latents[:, :20], is_prompt=True)
+    generate(streamer, latents[:, 20:].split(1, dim=1))
+    expected = decode_whole(make_codec(), latents)[0, 20 * 24 :]
+    torch.testing.assert_close(torch.cat(list(streamer)), expected, atol=1e-5, rtol=0)
+
+
+def test_streamer_raises_the_error_of_the_generation():
+    streamer = SledAudioStreamer(make_codec())
+    start_thread(streamer, make_latents(8).split(1, dim=1), error=KeyError("the source failed"))
+    with pytest.raises(KeyError, match="the source failed"):
+        list(streamer)
+    assert list(streamer) == []
+
+
+def test_streamer_delivers_audio_before_the_error():
+    streamer = SledAudioStreamer(make_codec())
+    generate(streamer, make_latents(8).split(1, dim=1), error=RuntimeError("out of memory"))
+    assert len(next(streamer)) == 7 * 24
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(streamer)
+    with pytest.raises(StopIteration):
+        next(streamer)
+
+
+def consume_one_and_leave(streamer):
+    for _ in streamer:
+        break
+
+
+def consume_and_fail(streamer):
+    for _ in streamer:
+        raise OSError("the sound card is gone")
+
+
+def drop_iterator_unused(streamer):
+    iter(streamer)
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [consume_one_and_leave, consume_and_fail, drop_iterator_unused, SledAudioStreamer.close],
+    ids=["break", "error", "drop", "close"],
+)
+def test_generation_stops_when_nobody_listens(leave):
+    streamer = SledAudioStreamer(make_codec())
+    stopped = threading.Event()
+    thread = start_thread(streamer, itertools.repeat(make_latents(1)), stopped=stopped)
+    try:
+        leave(streamer)
+    except OSError:
+        gc.collect()
+    assert stopped.wait(timeout=10)
+    thread.join()
+    streamer.put(make_latents(1))
+    streamer.end()
+    assert list(streamer) == []
+
+
+def test_close_wakes_a_waiting_consumer():
+    streamer = SledAudioStreamer(make_codec())
+    received: list = []
+    consumer = threading.Thread(target=lambda: received.extend(streamer), daemon=True)
+    consumer.start()
+    time.sleep(0.05)
+    streamer.close()
+    consumer.join(timeout=10)
+    assert not consumer.is_alive()
+    assert received == []
+
+
+def test_streamer_timeout():
+    streamer = SledAudioStreamer(make_codec(), timeout=0.01)
+    with pytest.raises(queue.Empty, match=r"0\.01"):
+        list(streamer)
+    assert streamer.closed
+
+
+def test_abandoned_streams_leave_nothing():
+    codec = make_codec()
+    used = []
+    references = []
+    for _ in range(60):
+        streamer = SledAudioStreamer(codec)
+        thread = start_thread(streamer, itertools.repeat(make_latents(1)), stopped=threading.Event())
+        consume_one_and_leave(streamer)
+        thread.join()
+        references.append(weakref.ref(streamer))
+        del streamer, thread
+        if len(references) % 20 == 0:
+            used.append(live_tensor_bytes())
+    assert all(reference() is None for reference in references)
+    assert set(used) == {used[0]}
+
+
+def test_bad_streamer_use():
+    with pytest.raises(ValueError, match="EncodecModel"):
+        SledAudioStreamer(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="chunk_duration"):
+        SledAudioStreamer(make_codec(), chunk_duration=0)
+    with pytest.raises(ValueError, match="timeout"):
+        SledAudioStreamer(make_codec(), timeout=-1)
+    streamer = SledAudioStreamer(make_codec())
+    with pytest.raises(ValueError, match="batch size 1, got 2"):
+        streamer.put(make_latents(3, batch_size=2))
+    streamer.end()
+    with pytest.raises(RuntimeError, match="end"):
+        streamer.put(make_latents(1))
+
+
+# Tokenization
+
+
+@functools.cache
+def load_tokenizer(name: str, **kwargs):
+    return RobertaTokenizer.from_pretrained(GOLDEN / name, **kwargs)
+
+
+def tokenize_by_pieces(tokenizer, text: str, cuts: list[int]) -> list[int]:
+    incremental = SledIncrementalTokenizer(tokenizer)
+    ids: list[int] = []
+    for piece in split(len(text), cuts):
+        ids += incremental.push(text[piece])
+    return ids + incremental.finish()
+
+
+# What the pre-tokenizer treats in its own way, and characters of every kind.
+FRAGMENTS = [
+    *["'", "'s", "'r", "'re", "'l", "'ll", "'v", "'ve", "''", " '", "s", "e", "l"],
+    *[" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "\x85", "\x1c", "\u200b"],
+    *["Hello", "don't", "12", "½", ".", "...", "!?", "e\u0301", "ß", "日本", "👩‍👧", "\u200d", "\x00", "\ufeff"],
+    *CONTROL_TOKENS,
+]
+UNICODE_TEXT = st.lists(
+    st.sampled_from(FRAGMENTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=14
+).map("".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    text=UNICODE_TEXT, cuts=st.lists(st.integers(0, 60), max_size=30), name=st.sampled_from(["offline", "streaming"])
+)
+def test_pieces_give_the_ids_of_the_whole_text(text, cuts, name):
+    tokenizer = load_tokenizer(name)
+    expected = tokenizer(text, split_special_tokens=True)["input_ids"]
+    assert tokenize_by_pieces(tokenizer, text, cuts) == expected
+    assert encode_text(tokenizer, text) == expected
+    assert encode_text(tokenizer, text, add_special_tokens=False) == expected[1:-1]
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=UNICODE_TEXT, continuation=UNICODE_TEXT)
+def test_released_ids_are_final_and_early(text, continuation):
+    tokenizer = load_tokenizer("streaming")
+    incremental = SledIncrementalTokenizer(tokenizer)
+    released = [token_id for character in text for token_id in incremental.push(character)]
+    # Final: they begin the ids of the text, however it goes on.
+    assert encode_text(tokenizer, text + continuation)[: len(released)] == released
+    # Early: nothing is held back but the last word, or an apostrophe and the letter of a possible contraction after it.
+    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    num_held = 2 if [word for word, _ in words][-2:-1] == ["'"] else 1
+    end = words[-num_held][1][0] if len(words) >= num_held else 0
+    complete = encode_text(tokenizer, text[:end].rstrip(" "), add_special_tokens=False)
+    assert len(released) >= len(complete)
+
+
+def test_a_word_is_released_when_the_next_begins():
+    tokenizer = load_tokenizer("streaming")
+    incremental = SledIncrementalTokenizer(tokenizer)
+    pieces = ["The", " ", "dog", "'", "s", " bar", "ked", ".", ""]
+    tokens = [tokenizer.convert_ids_to_tokens(incremental.push(piece)) for piece in pieces]
+    words = [tokenizer.convert_tokens_to_string(token) for token in tokens]
+    assert words == ["", "<s>The", "", " dog", "'s", "", "", " barked", ""]
+    assert tokenizer.convert_ids_to_tokens(incremental.finish()) == [".", "</s>"]
+
+
+def test_empty_text():
+    tokenizer = load_tokenizer("streaming")
+    incremental = SledIncrementalTokenizer(tokenizer)
+    assert incremental.push("") == []
+    assert incremental.finish() == tokenizer("")["input_ids"] == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["offline", "streaming"])
+@pytest.mark.parametrize("token", CONTROL_TOKENS)
+@pytest.mark.parametrize("template", ["{}", "a {} b", "a   {}", "{}{}"])
+def test_control_tokens_in_text_are_plain_characters(name, token, template):
+    tokenizer = load_tokenizer(name)
+    text = template.format(token, token)
+    assert not set(encode_text(tokenizer, text, add_special_tokens=False)) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(encode_text(tokenizer, text), skip_special_tokens=True) == text
+    assert tokenize_by_pieces(tokenizer, text, list(range(len(text)))) == encode_text(tokenizer, text)
+
+
+def with_normalizer():
+    tokenizer = RobertaTokenizer.from_pretrained(GOLDEN / "streaming")
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    return tokenizer
+
+
+def with_added_word():
+    tokenizer = RobertaTokenizer.from_pretrained(GOLDEN / "streaming")
+    tokenizer.add_tokens([AddedToken("the dog", normalized=False)])
+    return tokenizer
+
+
+def word_level():
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "dog": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+
+
+@pytest.mark.parametrize(
+    "make_tokenizer",
+    [
+        lambda: RobertaTokenizer.from_pretrained(GOLDEN / "streaming", add_prefix_space=True),
+        with_normalizer,
+        with_added_word,
+        word_level,
+    ],
+    ids=["add_prefix_space", "normalizer", "added word", "word level"],
+)
+def test_other_tokenizers_give_their_ids_at_the_end(make_tokenizer):
+    tokenizer = make_tokenizer()
+    text = "the dog, the do\ufb01 e\u0301 </s>"
+    incremental = SledIncrementalTokenizer(tokenizer)
+    assert [incremental.push(character) for character in text] == [[]] * len(text)
+    assert incremental.finish() == tokenizer(text, split_special_tokens=True)["input_ids"]
+
+
+@pytest.mark.parametrize("piece", [None, b"dog", 3, ["dog"], "\ud83d"])
+def test_bad_pieces(piece):
+    tokenizer = load_tokenizer("streaming")
+    incremental = SledIncrementalTokenizer(tokenizer)
+    with pytest.raises(ValueError, match="`piece`"):
+        incremental.push(piece)
+    with pytest.raises(ValueError, match="`text`"):
+        encode_text(tokenizer, piece)
+    # The bad piece is not part of the text.
+    assert incremental.push("dog ") + incremental.finish() == encode_text(tokenizer, "dog ")
+
+
+def test_no_text_after_the_end():
+    incremental = SledIncrementalTokenizer(load_tokenizer("streaming"))
+    incremental.finish()
+    for call in (lambda: incremental.push("a"), incremental.finish):
+        with pytest.raises(RuntimeError, match="finished"):
+            call()
+
+
+# Documentation
+
+
+@pytest.mark.parametrize("name", ["SledStreamingDecoder", "SledAudioChunker", "SledIncrementalTokenizer"])
+def test_documented_examples_run(name, tmp_path):
+    # The released interleaved checkpoint's tokenizer is replaced by the golden one of the same kind.
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((GOLDEN / "streaming" / file).read_bytes())
+    examples = doctest.DocTestFinder(recurse=False).find(getattr(streaming_sled, name), name, module=streaming_sled)
+    assert len(examples) == 1 and examples[0].examples
+    for example in examples[0].examples:
+        example.source = example.source.replace("ICTNLP/SLED-TTS-Streaming-Libriheavy", str(tmp_path))
+    assert doctest.DocTestRunner().run(examples[0]).failed == 0
