@@ -1,8 +1,12 @@
 """Speech generation: the frame by frame loop, guidance, end of speech, long text."""
 
+import asyncio
+import contextlib
 import copy
+import itertools
 import math
-from collections.abc import Generator, Sequence
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +22,12 @@ from transformers.generation import (
 )
 from transformers.modeling_outputs import ModelOutput
 
-from .streaming_sled import SledAudioStreamer
+from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, encode_text
 
 
 if TYPE_CHECKING:
     from .modeling_sled import SledForSpeechSynthesis
+    from .processing_sled import SledProcessor
 
 
 # Probability of the end of speech from which a frame ends it: what the original's two generation scripts use.
@@ -32,6 +37,12 @@ INTERLEAVED_EOS_THRESHOLD = 0.5
 # Speech that is still going on after this much time is taken for a model that missed the end.
 MAX_SECONDS_PER_TOKEN = 1.0
 MAX_EXTRA_SECONDS = 2.0
+
+# An offline model needs the whole text before its first frame; a source that goes on beyond this is taken for endless.
+MAX_OFFLINE_CHARACTERS = 1_000_000
+
+# What a stream yields after a step that completes no waveform, and in place of one when it waits for text.
+_WORKING, _NEEDS_TEXT = object(), object()
 
 
 @dataclass
@@ -262,7 +273,14 @@ class SledGenerationMixin(GenerationMixin):
                 for index, part in enumerate(parts):
                     self._check_fits(len(part), len(prompt) if index == 0 and prompt is not None else 0)
             output = self._generate_parts(
-                texts, prompts, generators, shared_generator, generation_config, stopping_criteria, streamer, model_kwargs
+                texts,
+                prompts,
+                generators,
+                shared_generator,
+                generation_config,
+                stopping_criteria,
+                streamer,
+                model_kwargs,
             )
         except BaseException as error:
             if streamer is not None:
@@ -271,6 +289,197 @@ class SledGenerationMixin(GenerationMixin):
         if streamer is not None:
             streamer.end()
         return output if generation_config.return_dict_in_generate else output.audio
+
+    def stream(
+        self: "SledForSpeechSynthesis",
+        text: str | Iterable[str],
+        processor: "SledProcessor",
+        chunk_duration: float = 0.2,
+        max_duration: float | None = None,
+        **kwargs: Any,
+    ) -> Generator[torch.Tensor, None, None]:
+        r"""
+        Speaks a text and yields the audio as it is made. Joined, the waveforms are what `generate` returns.
+
+        An interleaved model takes its text piece by piece as well: it pulls the next pieces when it has spoken the
+        earlier ones, and starts to speak after its first `config.text_chunk_size` tokens. All work is done in the
+        caller's thread, when the next waveform is asked for; leaving the loop ends it.
+
+        Args:
+            text (`str` or an iterable of `str`):
+                The text, or pieces of it, cut anywhere. An offline model waits for the last piece.
+            processor ([`SledProcessor`]):
+                The model's processor.
+            chunk_duration (`float`, *optional*, defaults to 0.2):
+                Duration in seconds of every waveform but the first, which comes as early as possible, and the last.
+            max_duration (`float`, *optional*):
+                Duration in seconds after which the speech is cut off. A source that never ends needs one.
+            kwargs:
+                The voice, as the processor takes it (`prompt_text`, `prompt_audio` and `sampling_rate`, or
+                `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, `stopping_criteria`, and
+                generation parameters as [`~SledGenerationMixin.generate`] takes them.
+
+        Yields:
+            `torch.FloatTensor` of shape `(num_samples,)`: the next waveform, in float32 on the CPU, at the codec's
+            sampling rate.
+
+        Raises:
+            `ValueError`: if an argument has another type or is out of range, the text is empty, or its source yields
+            something else than strings or, for an offline model, goes on without end.
+
+        Example:
+
+        ```python
+        >>> for waveform in model.stream("Hello, world.", processor=processor):
+        ...     print(waveform.shape)
+        ```
+        """
+        source, pieces, events = self._prepare_stream(text, processor, chunk_duration, max_duration, kwargs)
+        if isinstance(pieces, AsyncIterable):
+            raise ValueError("`text` must be a string or an iterable of strings; `astream` takes asynchronous ones.")
+        return _drive(events, source, pieces)
+
+    def astream(
+        self: "SledForSpeechSynthesis",
+        text: str | Iterable[str] | AsyncIterable[str],
+        processor: "SledProcessor",
+        chunk_duration: float = 0.2,
+        max_duration: float | None = None,
+        **kwargs: Any,
+    ) -> AsyncGenerator[torch.Tensor, None]:
+        r"""
+        [`~SledGenerationMixin.stream`] for `async for`: generation runs in a thread and does not block the event loop.
+
+        Args:
+            text (`str`, an iterable or an asynchronous iterable of `str`):
+                The text, or pieces of it, cut anywhere. An iterable is waited for in a thread.
+            processor ([`SledProcessor`]):
+                The model's processor.
+            chunk_duration (`float`, *optional*, defaults to 0.2):
+                Duration in seconds of every waveform but the first and the last.
+            max_duration (`float`, *optional*):
+                Duration in seconds after which the speech is cut off.
+            kwargs:
+                As for [`~SledGenerationMixin.stream`].
+
+        Yields:
+            `torch.FloatTensor` of shape `(num_samples,)`: the next waveform.
+
+        Raises:
+            `ValueError`: as [`~SledGenerationMixin.stream`].
+
+        Example:
+
+        ```python
+        >>> async def speak(text):
+        ...     async for waveform in model.astream(text, processor=processor):
+        ...         print(waveform.shape)
+        ```
+        """
+        source, pieces, events = self._prepare_stream(text, processor, chunk_duration, max_duration, kwargs)
+        return _drive_async(events, source, pieces)
+
+    def _prepare_stream(
+        self: "SledForSpeechSynthesis",
+        text: str | Iterable[str] | AsyncIterable[str],
+        processor: "SledProcessor",
+        chunk_duration: float,
+        max_duration: float | None,
+        kwargs: dict[str, Any],
+    ) -> "tuple[_TextSource, Iterator[str] | AsyncIterable[str], Generator[Any, None, None]]":
+        """Checks the arguments of a stream. Returns where its text goes, where it comes from, and the stream itself."""
+        if isinstance(text, bytes | bytearray | dict) or not isinstance(text, str | Iterable | AsyncIterable):
+            raise ValueError(f"`text` must be a string or an iterable of strings, got {type(text).__name__}.")
+        if max_duration is not None and not (isinstance(max_duration, int | float) and 0 < max_duration < math.inf):
+            raise ValueError(f"`max_duration` must be a positive number of seconds, got {max_duration!r}.")
+        voice_names = ("prompt_text", "prompt_audio", "prompt_latents", "prompt_latents_mask", "sampling_rate")
+        voice = {name: kwargs.pop(name) for name in voice_names if name in kwargs}
+        generator = kwargs.pop("generator", None)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"`generator` must be a `torch.Generator`, got {type(generator).__name__}.")
+        stopping_criteria = kwargs.pop("stopping_criteria", None)
+        generation_config, model_kwargs = self._prepare_generation_config(
+            kwargs.pop("generation_config", None), **kwargs
+        )
+        _check_generation_config(generation_config)
+        if (generation_config.num_return_sequences or 1) != 1:
+            raise ValueError(f"`num_return_sequences` must be 1, got {generation_config.num_return_sequences}.")
+        self._validate_model_kwargs(model_kwargs)
+        chunker = SledAudioChunker(self.get_codec(), chunk_duration)
+        if max_duration is not None:
+            max_frames = math.ceil(max_duration * chunker.decoder.codec.config.sampling_rate / chunker.hop_length)
+            if generation_config.max_new_tokens is not None:
+                max_frames = min(max_frames, generation_config.max_new_tokens)
+            generation_config.max_new_tokens = max_frames
+
+        is_whole = isinstance(text, str)
+        # Also where the text is yet to come, to check the voice and prepare it.
+        inputs = processor(text if is_whole else "a", **voice)
+        prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
+        (prompt,) = self._get_prompts(1, *(inputs.get(name) for name in prompt_names))
+        num_prompt_frames = 0 if prompt is None else len(prompt)
+        source = _TextSource(processor, voice.get("prompt_text"), num_prompt_frames, self.config.is_interleaved)
+        if is_whole:
+            for ids in self._get_texts(inputs["input_ids"], inputs["attention_mask"])[0]:
+                self._check_fits(len(ids), 0 if source.parts else num_prompt_frames)
+                source.parts.append(SledText(ids))
+            source.is_finished = True
+        events = self._stream_events(
+            source, prompt, generator, generation_config, stopping_criteria, chunker, model_kwargs
+        )
+        if isinstance(text, AsyncIterable):
+            return source, text, events
+        return source, iter(()) if is_whole else iter(text), events
+
+    def _stream_events(
+        self: "SledForSpeechSynthesis",
+        source: "_TextSource",
+        prompt: torch.Tensor | None,
+        generator: torch.Generator | None,
+        generation_config: GenerationConfig,
+        stopping_criteria: StoppingCriteriaList | None,
+        chunker: SledAudioChunker,
+        model_kwargs: dict[str, Any],
+    ) -> Generator[Any, None, None]:
+        """The stream without its text: yields waveforms, `_WORKING` after other steps, and `_NEEDS_TEXT`."""
+        utterance = _Utterance([], prompt)
+        num_frames = 0
+        if prompt is not None:
+            chunker.push(prompt[None], is_prompt=True)
+        while True:
+            index = len(utterance.parts)
+            while len(source.parts) == index and not source.is_finished:
+                yield _NEEDS_TEXT
+            if len(source.parts) == index:
+                break
+            part = source.parts[index]
+            while not part.ids and not part.is_complete:
+                yield _NEEDS_TEXT
+            # The list is the part's own, so that ids that arrive later are there when the next part is primed with it.
+            utterance.parts.append(part.ids)
+            row = self._get_row(utterance, index, generation_config, num_frames)
+            if row is None:
+                break
+            num_primed = len(row.text.ids) - len(part.ids)
+            primed = row.text.ids[: num_primed + 1]
+            row.text.is_complete = part.is_complete
+            for frame in self._run([row], generation_config, stopping_criteria, generator, model_kwargs):
+                if frame is None:
+                    if len(row.text.ids) == num_primed + len(part.ids) and not part.is_complete:
+                        yield _NEEDS_TEXT
+                    row.text.ids = primed + part.ids[1:]
+                    row.text.is_complete = part.is_complete
+                    continue
+                num_frames += 1
+                waveforms = []
+                if frame.is_heard[0]:
+                    utterance.part_frames.append(frame.latents[0])
+                    waveforms = chunker.push(frame.latents[None, 0:1])
+                yield from waveforms or (_WORKING,)
+            if not part.is_complete:
+                # An early end is final.
+                break
+        yield from chunker.finish()
 
     def _generate_parts(
         self: "SledForSpeechSynthesis",
@@ -290,7 +499,7 @@ class SledGenerationMixin(GenerationMixin):
         for index in range(max(len(parts) for parts in texts)):
             members, rows = [], []
             for utterance, generator in zip(utterances, generators, strict=True):
-                row = self._get_row(utterance, index, generation_config)
+                row = self._get_row(utterance, index, generation_config, len(utterance.latents))
                 if row is not None:
                     row.generator = generator
                     members.append(utterance)
@@ -308,18 +517,22 @@ class SledGenerationMixin(GenerationMixin):
         return self._collect(utterances)
 
     def _get_row(
-        self: "SledForSpeechSynthesis", utterance: _Utterance, index: int, generation_config: GenerationConfig
+        self: "SledForSpeechSynthesis",
+        utterance: _Utterance,
+        index: int,
+        generation_config: GenerationConfig,
+        num_frames: int,
     ) -> _Row | None:
         """The loop's view of the `index`-th part of an utterance, or `None` if there is nothing left to say."""
         if index >= len(utterance.parts):
             return None
         max_frames = generation_config.max_new_tokens
         if max_frames is not None:
-            max_frames -= len(utterance.latents)
+            max_frames -= num_frames
             if max_frames <= 0:
                 return None
         is_last = index == len(utterance.parts) - 1
-        min_frames = max(0, (generation_config.min_new_tokens or 0) - len(utterance.latents)) if is_last else 0
+        min_frames = max(0, (generation_config.min_new_tokens or 0) - num_frames) if is_last else 0
         utterance.start_part()
         ids, prompt = self._prime(utterance.parts[: index + 1], utterance.previous_frames, utterance.prompt)
         if index == 0 and prompt is not None:
@@ -382,7 +595,9 @@ class SledGenerationMixin(GenerationMixin):
             attention_mask = torch.ones_like(input_ids)
         if not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != input_ids.shape:
             found = tuple(getattr(attention_mask, "shape", ())) or type(attention_mask).__name__
-            raise ValueError(f"`attention_mask` must be of the shape of `input_ids`, {tuple(input_ids.shape)}, got {found}.")
+            raise ValueError(
+                f"`attention_mask` must be of the shape of `input_ids`, {tuple(input_ids.shape)}, got {found}."
+            )
         texts = []
         for row_ids, mask in zip(input_ids.tolist(), attention_mask.bool().tolist(), strict=True):
             ids = [token for token, is_real in zip(row_ids, mask, strict=True) if is_real]
@@ -648,7 +863,9 @@ class SledGenerationMixin(GenerationMixin):
             conditional = embeds
             if any(chunks):
                 sequences = [
-                    torch.cat([embed, self.embed_text(torch.tensor([chunk], device=embed.device))[0]]) if chunk else embed
+                    torch.cat([embed, self.embed_text(torch.tensor([chunk], device=embed.device))[0]])
+                    if chunk
+                    else embed
                     for embed, chunk in zip(embeds, chunks, strict=True)
                 ]
                 counts[: len(live)] = [len(sequence) for sequence in sequences]
@@ -756,7 +973,11 @@ class SledGenerationMixin(GenerationMixin):
             if row.prompt is not None:
                 # After the last text chunk, frames go on to the end.
                 is_last = row.text.is_complete and row.num_tokens_read == len(row.text.ids)
-                frames = row.prompt[num_prompt_frames_read:] if is_last else row.prompt[num_prompt_frames_read:][:speech_size]
+                frames = (
+                    row.prompt[num_prompt_frames_read:]
+                    if is_last
+                    else row.prompt[num_prompt_frames_read:][:speech_size]
+                )
                 if len(frames) > 0:
                     pieces.append(self.embed_latents(frames))
                 num_prompt_frames_read += len(frames)
@@ -766,6 +987,176 @@ class SledGenerationMixin(GenerationMixin):
                 return torch.cat(pieces)
             if row.num_tokens_read == len(row.text.ids):
                 return torch.cat(pieces)
+
+
+class _TextSource:
+    """
+    Turns pieces of text into parts: token ids of texts that fit the model's positions, the last of which may still be
+    arriving. Text goes into a part as it comes until the part has its share of the positions, and then up to the end of
+    the sentence.
+    """
+
+    def __init__(
+        self, processor: "SledProcessor", prompt_text: str | None, num_prompt_frames: int, is_interleaved: bool
+    ) -> None:
+        self.processor = processor
+        self.num_prompt_frames = num_prompt_frames
+        self.is_interleaved = is_interleaved
+        self.parts: list[SledText] = []
+        self.is_finished = False
+        self._prefix = "" if prompt_text is None else f"{prompt_text} "
+        self._tokenizer: SledIncrementalTokenizer | None = None
+        self._is_blank = True
+        self._num_pieces = 0
+        # The text of the open part, as far as the tokenizer has it, and what is held back.
+        self._text = self._held = ""
+
+    def push(self, piece: str) -> None:
+        """Takes the next piece."""
+        if not isinstance(piece, str):
+            raise ValueError(f"`text` must yield strings, got {piece!r} of type {type(piece).__name__}.")
+        self._is_blank = self._is_blank and not piece.strip()
+        self._num_pieces += 1
+        self._held += self._prefix + piece
+        self._prefix = ""
+        if not self.is_interleaved:
+            if max(len(self._held), self._num_pieces) > MAX_OFFLINE_CHARACTERS:
+                raise ValueError(
+                    f"`text` is still going on after {MAX_OFFLINE_CHARACTERS:,} characters or pieces, but an offline model "
+                    "needs the whole text before it speaks. Use an interleaved model for text without end."
+                )
+            return
+        self._advance()
+
+    def finish(self) -> None:
+        """Ends the text."""
+        if self._is_blank:
+            raise ValueError("`text` must not be empty, but its source has ended without any.")
+        if self.is_interleaved:
+            self._close_part(len(self._held))
+        else:
+            for part in self.processor.split_text(self._held, self.num_prompt_frames):
+                self.parts.append(SledText(encode_text(self.processor.tokenizer, part)))
+        self.is_finished = True
+
+    def _advance(self) -> None:
+        """Moves text that is held back into parts, as far as it is clear where it belongs."""
+        num_positions = self.processor.max_position_embeddings
+        while (self._text + self._held).strip():
+            text = self._text + self._held
+            num_prompt_frames = self.num_prompt_frames if len(self.parts) <= 1 else 0
+            estimate = self.processor.estimate_num_positions(text, num_prompt_frames)
+            if estimate <= num_positions / 3:
+                self._release(len(self._held))
+                return
+            # The last sentence may go on. One that ends in what the tokenizer has already cannot end the part any more.
+            ends = itertools.accumulate(len(sentence) for sentence in self.processor.split_sentences(text)[:-1])
+            end = next((end for end in ends if end >= max(1, len(self._text))), None)
+            # The last word is held back: whether a sentence ends with it shows in what follows.
+            words = text.rstrip()
+            last_word = max(len(words) - len(words.split()[-1]), len(self._text))
+            if end is None and estimate > num_positions * 2 / 3:
+                end = last_word if text[:last_word].strip() else len(text)
+            if end is None:
+                self._release(last_word - len(self._text))
+                return
+            self._close_part(end - len(self._text))
+
+    def _release(self, length: int) -> None:
+        """Passes held back characters to the open part, which this opens if need be."""
+        if self._tokenizer is None:
+            self._tokenizer = SledIncrementalTokenizer(self.processor.tokenizer)
+            self.parts.append(SledText(is_complete=False))
+        released, self._held = self._held[:length], self._held[length:]
+        self._text += released
+        self.parts[-1].ids += self._tokenizer.push(released)
+
+    def _close_part(self, length: int) -> None:
+        """Passes held back characters to the open part and ends it."""
+        if self._tokenizer is None and not self._held[:length].strip():
+            return
+        self._release(length)
+        self.parts[-1].ids += self._tokenizer.finish()
+        self.parts[-1].is_complete = True
+        self._tokenizer, self._text = None, ""
+
+
+def _drive(
+    events: Generator[Any, None, None], source: _TextSource, pieces: Iterator[str]
+) -> Generator[torch.Tensor, None, None]:
+    """Feeds a stream from an iterator."""
+    with contextlib.closing(events):
+        for event in events:
+            if event is _NEEDS_TEXT:
+                for piece in pieces:
+                    source.push(piece)
+                    break
+                else:
+                    source.finish()
+            elif event is not _WORKING:
+                yield event
+
+
+async def _drive_async(
+    events: Generator[Any, None, None], source: _TextSource, pieces: Iterator[str] | AsyncIterable[str]
+) -> AsyncGenerator[torch.Tensor, None]:
+    """Feeds a stream from an iterator of either kind, its steps in threads that end with the stream."""
+    end = object()
+    is_abandoned = threading.Event()
+
+    def advance() -> Any:
+        for event in events:
+            if event is not _WORKING or is_abandoned.is_set():
+                return event
+        return end
+
+    asynchronous = aiter(pieces) if isinstance(pieces, AsyncIterable) else None
+    try:
+        while (event := await _in_daemon_thread(advance)) is not end:
+            if event is not _NEEDS_TEXT:
+                yield event
+                continue
+            if asynchronous is not None:
+                piece = await anext(asynchronous, end)
+            else:
+                piece = await _in_daemon_thread(lambda: next(pieces, end))
+            if piece is end:
+                source.finish()
+            else:
+                source.push(piece)
+    finally:
+        # A step that is still running stops after its frame; the last reference to the stream goes with it.
+        is_abandoned.set()
+
+
+def _in_daemon_thread(function: Callable[[], Any]) -> Awaitable[Any]:
+    """
+    Runs a function in a thread of its own. Unlike an executor's, the thread ends with the function, and a source that
+    never returns does not keep the process from ending.
+    """
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def set_result(result: Any, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as caught:
+            error = caught
+        # The loop may be gone by now, and with it whoever waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(set_result, result, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _left_pad(sequences: list[torch.Tensor]) -> torch.Tensor:

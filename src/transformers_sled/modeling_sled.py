@@ -250,7 +250,9 @@ class SledModel(SledPreTrainedModel, LlamaModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        self.layers = nn.ModuleList(SledDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            SledDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
+        )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
@@ -410,7 +412,9 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
             `ValueError`: if the model has none.
         """
         if self.codec is None:
-            raise ValueError("The model has no codec. Give it one with `set_codec`, or load it with `from_pretrained`.")
+            raise ValueError(
+                "The model has no codec. Give it one with `set_codec`, or load it with `from_pretrained`."
+            )
         return self.codec
 
     @torch.no_grad()

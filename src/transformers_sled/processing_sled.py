@@ -127,11 +127,10 @@ class SledProcessor(ProcessorMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config = SledConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs, **location)
         codec_config = config.codec_config
-        if codec_config is None:
-            try:
-                codec_config = EncodecConfig.from_pretrained(config.codec_id, **hub_kwargs)
-            except OSError:
-                codec_config = EncodecConfig()
+        if codec_config is None and config.codec_id == SledConfig.codec_id:
+            codec_config = EncodecConfig()
+        elif codec_config is None:
+            codec_config = EncodecConfig.from_pretrained(config.codec_id, **hub_kwargs)
         return cls(
             EncodecFeatureExtractor(sampling_rate=codec_config.sampling_rate),
             AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **hub_kwargs, **location),
@@ -246,7 +245,9 @@ class SledProcessor(ProcessorMixin):
         data: dict[str, torch.Tensor] = {}
         num_prompt_frames = [0] * len(texts)
         if prompt_audio is not None:
-            values, mask = self._get_audio(prompt_audio, sampling_rate, "prompt_audio", len(texts), to_whole_frames=True)
+            values, mask = self._get_audio(
+                prompt_audio, sampling_rate, "prompt_audio", len(texts), to_whole_frames=True
+            )
             data["prompt_values"], data["prompt_values_mask"] = values, mask
             num_prompt_frames = (mask.sum(dim=1) // self.hop_length).tolist()
         if prompt_latents is not None:
@@ -288,24 +289,12 @@ class SledProcessor(ProcessorMixin):
         Raises:
             `ValueError`: if a sentence, or the voice prompt with the first one, does not fit.
         """
-        if self._get_num_positions(text, num_prompt_frames) <= self.max_position_embeddings:
+        if self.estimate_num_positions(text, num_prompt_frames) <= self.max_position_embeddings:
             return [text]
-        sentences = [sentence for sentence in sentencex.segment(self.language, text) if sentence]
-        # White space after a sentence moves to the next, where a byte-level tokenizer makes it part of a word.
-        starts = np.cumsum([0] + [len(sentence) for sentence in sentences[:-1]])
-        starts[1:] -= [len(sentence) - len(sentence.rstrip()) for sentence in sentences[:-1]]
-        ends = [*starts[1:], len(text)]
-        sentences = [text[start:end] for start, end in zip(starts, ends, strict=True)]
         parts: list[str] = []
-        for sentence in sentences:
-            if not sentence.strip():
-                if parts:
-                    parts[-1] += sentence
-                else:
-                    parts.append(sentence)
-                continue
+        for sentence in self.split_sentences(text):
             frames = num_prompt_frames if not parts else 0
-            num_positions = self._get_num_positions(sentence, frames)
+            num_positions = self.estimate_num_positions(sentence, frames)
             if num_positions > self.max_position_embeddings:
                 prompt = f" with a voice prompt of {frames} frames" if frames else ""
                 start = sentence.strip()
@@ -315,16 +304,50 @@ class SledProcessor(ProcessorMixin):
                     "with its speech. Break it into shorter sentences."
                 )
             frames = num_prompt_frames if len(parts) <= 1 else 0
-            if parts and self._get_num_positions(parts[-1] + sentence, frames) <= self.max_position_embeddings / 2:
-                parts[-1] += sentence
-            elif parts and not parts[-1].strip():
+            if parts and self.estimate_num_positions(parts[-1] + sentence, frames) <= self.max_position_embeddings / 2:
                 parts[-1] += sentence
             else:
                 parts.append(sentence)
         return parts
 
-    def _get_num_positions(self, text: str, num_prompt_frames: int) -> int:
-        """About how many positions a text takes with its speech, the voice prompt's included."""
+    def split_sentences(self, text: str) -> list[str]:
+        """
+        Splits a text into sentences by the rules of the processor's `language`.
+
+        Args:
+            text (`str`):
+                The text.
+
+        Returns:
+            `list[str]`: the sentences, which joined are the text. White space between two starts the later one, where a
+            byte-level tokenizer makes it part of a word.
+        """
+        sentences: list[str] = []
+        space = ""
+        for sentence in sentencex.segment(self.language, text):
+            words = sentence.rstrip()
+            if words:
+                sentences.append(space + words)
+                space = sentence[len(words) :]
+            else:
+                space += sentence
+        if space and sentences:
+            sentences[-1] += space
+        return sentences
+
+    def estimate_num_positions(self, text: str, num_prompt_frames: int = 0) -> int:
+        """
+        Estimates how many of the model's positions a text takes with its speech.
+
+        Args:
+            text (`str`):
+                The text, with the transcript of the voice prompt at its start if there is one.
+            num_prompt_frames (`int`, *optional*, defaults to 0):
+                Length in frames of the voice prompt.
+
+        Returns:
+            `int`: the number of tokens and expected frames.
+        """
         num_tokens = len(encode_text(self.tokenizer, text))
         num_bytes = len(text.encode())
         num_frames = math.ceil(num_bytes / TEXT_BYTES_PER_SECOND * self.sampling_rate / self.hop_length)
@@ -380,11 +403,15 @@ class SledProcessor(ProcessorMixin):
         waveforms = [audio] if isinstance(audio, torch.Tensor | np.ndarray) and audio.ndim == 1 else list(audio)
         paths = [saving_path] if isinstance(saving_path, str | Path) else list(saving_path)
         if len(waveforms) != len(paths):
-            raise ValueError(f"`saving_path` must have a path for each of the {len(waveforms)} waveforms, got {len(paths)}.")
+            raise ValueError(
+                f"`saving_path` must have a path for each of the {len(waveforms)} waveforms, got {len(paths)}."
+            )
         sampling_rate = self.sampling_rate if sampling_rate is None else _check_sampling_rate(sampling_rate)
         arrays = []
         for waveform, path in zip(waveforms, paths, strict=True):
-            array = waveform.detach().cpu().float().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
+            array = (
+                waveform.detach().cpu().float().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
+            )
             if array.ndim != 1:
                 raise ValueError(f"`audio` must hold waveforms of shape (num_samples,), got {array.shape}.")
             if Path(path).suffix[1:].upper() not in soundfile.available_formats():
@@ -477,13 +504,15 @@ def _check_texts(text: Any, name: str) -> list[str]:
     return list(texts)
 
 
-def _check_latents(
-    latents: Any, mask: torch.Tensor | None, num_texts: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _check_latents(latents: Any, mask: torch.Tensor | None, num_texts: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(latents, torch.Tensor) or latents.ndim != 3 or 0 in latents.shape:
-        raise ValueError(f"`prompt_latents` must be of shape (batch_size, num_frames, latent_dim), got {_describe(latents)}.")
+        raise ValueError(
+            f"`prompt_latents` must be of shape (batch_size, num_frames, latent_dim), got {_describe(latents)}."
+        )
     if len(latents) not in (1, num_texts):
-        raise ValueError(f"`prompt_latents` must have one row or one for each of the {num_texts} texts, got {len(latents)}.")
+        raise ValueError(
+            f"`prompt_latents` must have one row or one for each of the {num_texts} texts, got {len(latents)}."
+        )
     if not latents.is_floating_point() or not torch.isfinite(latents).all():
         raise ValueError("`prompt_latents` must hold finite floating point numbers.")
     mask = torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device) if mask is None else mask.long()
@@ -497,7 +526,11 @@ def _check_latents(
 
 def _check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
     is_number = isinstance(sampling_rate, int | float | np.number) and not isinstance(sampling_rate, bool)
-    if not is_number or not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE or int(sampling_rate) != sampling_rate:
+    if (
+        not is_number
+        or not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE
+        or int(sampling_rate) != sampling_rate
+    ):
         raise ValueError(
             f"`{name}` must be a whole number of Hz between {MIN_SAMPLING_RATE} and {MAX_SAMPLING_RATE}, got "
             f"{sampling_rate!r}."
@@ -516,7 +549,9 @@ def _read_audio(audio: Any, sampling_rate: int | None, name: str) -> tuple[np.nd
         elif audio.get("path") is not None:
             audio, own_rate = _read_file(audio["path"], name, audio["path"])
         else:
-            raise ValueError(f"`{name}` must have an 'array', 'bytes' or 'path', got the keys {sorted(map(str, audio))}.")
+            raise ValueError(
+                f"`{name}` must have an 'array', 'bytes' or 'path', got the keys {sorted(map(str, audio))}."
+            )
     elif isinstance(audio, str | Path):
         audio, own_rate = _read_file(audio, name, audio)
     elif hasattr(audio, "get_all_samples"):
