@@ -7,7 +7,6 @@ from .generation_sled import SledGenerateOutput
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
 from .processing_sled import SledProcessor
 
-
 AutoConfig.register("sled", SledConfig)
 # `AutoConfig.register` takes one model type for a class; this is the released checkpoints'.
 CONFIG_MAPPING.register("speech_llama", SledConfig)

@@ -79,7 +79,7 @@ class SledConfig(LlamaConfig):
     num_attention_heads: int = 16
     pad_token_id: int | None = None
     bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 2
+    eos_token_id: int = 2
     dropout: float | int = 0.1
     activation_dropout: float | int = 0.1
     attention_dropout: int | float | None = 0.1

@@ -6,7 +6,17 @@ import copy
 import itertools
 import math
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +33,6 @@ from transformers.generation import (
 from transformers.modeling_outputs import ModelOutput
 
 from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, encode_text
-
 
 if TYPE_CHECKING:
     from .modeling_sled import SledForSpeechSynthesis
@@ -189,7 +198,7 @@ class SledGenerationMixin(GenerationMixin):
     _supported_generation_modes = [GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE]
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self: "SledForSpeechSynthesis",
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -288,7 +297,7 @@ class SledGenerationMixin(GenerationMixin):
             raise
         if streamer is not None:
             streamer.end()
-        return output if generation_config.return_dict_in_generate else output.audio
+        return output if generation_config.return_dict_in_generate else list(output.audio or ())
 
     def stream(
         self: "SledForSpeechSynthesis",
@@ -335,7 +344,7 @@ class SledGenerationMixin(GenerationMixin):
         ```
         """
         source, pieces, events = self._prepare_stream(text, processor, chunk_duration, max_duration, kwargs)
-        if isinstance(pieces, AsyncIterable):
+        if isinstance(pieces, AsyncIterator):
             raise ValueError("`text` must be a string or an iterable of strings; `astream` takes asynchronous ones.")
         return _drive(events, source, pieces)
 
@@ -386,7 +395,7 @@ class SledGenerationMixin(GenerationMixin):
         chunk_duration: float,
         max_duration: float | None,
         kwargs: dict[str, Any],
-    ) -> "tuple[_TextSource, Iterator[str] | AsyncIterable[str], Generator[Any, None, None]]":
+    ) -> "tuple[_TextSource, Iterator[str] | AsyncIterator[str], Generator[Any, None, None]]":
         """Checks the arguments of a stream. Returns where its text goes, where it comes from, and the stream itself."""
         if isinstance(text, bytes | bytearray | dict) or not isinstance(text, str | Iterable | AsyncIterable):
             raise ValueError(f"`text` must be a string or an iterable of strings, got {type(text).__name__}.")
@@ -414,7 +423,7 @@ class SledGenerationMixin(GenerationMixin):
 
         is_whole = isinstance(text, str)
         # Also where the text is yet to come, to check the voice and prepare it.
-        inputs = processor(text if is_whole else "a", **voice)
+        inputs = processor(text if isinstance(text, str) else "a", **voice)
         prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
         (prompt,) = self._get_prompts(1, *(inputs.get(name) for name in prompt_names))
         num_prompt_frames = 0 if prompt is None else len(prompt)
@@ -428,7 +437,7 @@ class SledGenerationMixin(GenerationMixin):
             source, prompt, generator, generation_config, stopping_criteria, chunker, model_kwargs
         )
         if isinstance(text, AsyncIterable):
-            return source, text, events
+            return source, aiter(text), events
         return source, iter(()) if is_whole else iter(text), events
 
     def _stream_events(
@@ -507,6 +516,7 @@ class SledGenerationMixin(GenerationMixin):
             if not rows:
                 break
             for frame in self._run(rows, generation_config, stopping_criteria, shared_generator, model_kwargs):
+                assert frame is not None, "The text is complete."
                 for position, utterance in enumerate(members):
                     if frame.is_alive[position]:
                         utterance.add(frame.latents[position], frame.eos_logits[position], frame.is_heard[position])
@@ -608,7 +618,7 @@ class SledGenerationMixin(GenerationMixin):
                     f"`input_ids` must be between 0 and {self.config.vocab_size - 1}, got {min(ids)} to {max(ids)}."
                 )
             starts = [0, *(index for index in range(1, len(ids)) if ids[index] == self.config.bos_token_id), len(ids)]
-            texts.append([ids[start:end] for start, end in zip(starts, starts[1:], strict=False)])
+            texts.append([ids[start:end] for start, end in itertools.pairwise(starts)])
         return texts
 
     def _get_prompts(
@@ -766,7 +776,7 @@ class SledGenerationMixin(GenerationMixin):
         )
 
     @torch.no_grad()
-    def _sample(  # type: ignore[override]
+    def _sample(
         self: "SledForSpeechSynthesis",
         input_ids: torch.LongTensor,
         logits_processor: LogitsProcessorList,
@@ -790,7 +800,8 @@ class SledGenerationMixin(GenerationMixin):
         """
         guidance_scale = generation_config.guidance_scale
         is_guided = guidance_scale != 1
-        is_static = past_key_values is not None and past_key_values.get_max_length() != -1
+        max_cache_length = -1 if past_key_values is None else past_key_values.get_max_length()
+        is_static = max_cache_length != -1
         is_compiled = self._valid_auto_compile_criteria({"past_key_values": past_key_values}, generation_config)
         decode = self.get_compiled_call(generation_config.compile_config) if is_compiled else self.__call__
         takes_additive_mask = self.config._attn_implementation in ("eager", "sdpa")
@@ -805,7 +816,7 @@ class SledGenerationMixin(GenerationMixin):
                 sequences.append(torch.cat([start, *prompt]))
         counts = [len(sequence) for sequence in sequences]
         embeds = _left_pad(sequences)
-        capacity = past_key_values.get_max_length() if is_static else embeds.shape[1]
+        capacity = max_cache_length if is_static else embeds.shape[1]
         slots = _Slots(len(sequences), capacity, embeds.dtype, embeds.device)
         history: list[tuple[torch.Tensor, torch.Tensor]] = []
         live = list(range(len(rows)))
@@ -888,8 +899,8 @@ class SledGenerationMixin(GenerationMixin):
         scale = 1.0 if generation_config.temperature is None else generation_config.temperature
         if not generation_config.do_sample or scale == 0:
             return torch.zeros(len(live), noise_dim, device=self.device)
-        if rows[0].generator is not None:
-            generators = [rows[index].generator for index in live]
+        generators = [generator for index in live if (generator := rows[index].generator) is not None]
+        if generators:
             draws = [torch.randn(1, noise_dim, generator=one, device=one.device) for one in generators]
             return torch.cat(draws) * scale
         device = self.device if noise_generator is None else noise_generator.device
@@ -940,15 +951,14 @@ class SledGenerationMixin(GenerationMixin):
         """Whether the text for the row's next step has arrived."""
         if row.text.is_complete:
             return True
-        if not self.config.is_interleaved:
+        text_size, speech_size = self.config.text_chunk_size, self.config.speech_chunk_size
+        if text_size is None or speech_size is None:
             return False
         if row.num_tokens_read == 0:
             # The first step feeds every chunk that the prompt's frames fill, and the one after.
-            num_chunks = row.num_prompt_frames // self.config.speech_chunk_size + 1
-            return len(row.text.ids) >= num_chunks * self.config.text_chunk_size
-        if not self._is_chunk_due(row):
-            return True
-        return len(row.text.ids) - row.num_tokens_read >= self.config.text_chunk_size
+            num_chunks = row.num_prompt_frames // speech_size + 1
+            return len(row.text.ids) >= num_chunks * text_size
+        return not self._is_chunk_due(row) or len(row.text.ids) - row.num_tokens_read >= text_size
 
     def _read_chunk(self: "SledForSpeechSynthesis", row: _Row) -> list[int]:
         """Ids of the next text chunk if one is due now, empty otherwise."""
@@ -1076,7 +1086,8 @@ class _TextSource:
         if self._tokenizer is None and not self._held[:length].strip():
             return
         self._release(length)
-        self.parts[-1].ids += self._tokenizer.finish()
+        if self._tokenizer is not None:
+            self.parts[-1].ids += self._tokenizer.finish()
         self.parts[-1].is_complete = True
         self._tokenizer, self._text = None, ""
 
@@ -1098,7 +1109,7 @@ def _drive(
 
 
 async def _drive_async(
-    events: Generator[Any, None, None], source: _TextSource, pieces: Iterator[str] | AsyncIterable[str]
+    events: Generator[Any, None, None], source: _TextSource, pieces: Iterator[str] | AsyncIterator[str]
 ) -> AsyncGenerator[torch.Tensor, None]:
     """Feeds a stream from an iterator of either kind, its steps in threads that end with the stream."""
     end = object()
@@ -1110,17 +1121,16 @@ async def _drive_async(
                 return event
         return end
 
-    asynchronous = aiter(pieces) if isinstance(pieces, AsyncIterable) else None
+    def get_piece() -> Awaitable[Any]:
+        return (
+            anext(pieces, end) if isinstance(pieces, AsyncIterator) else _in_daemon_thread(lambda: next(pieces, end))
+        )
+
     try:
         while (event := await _in_daemon_thread(advance)) is not end:
             if event is not _NEEDS_TEXT:
                 yield event
-                continue
-            if asynchronous is not None:
-                piece = await anext(asynchronous, end)
-            else:
-                piece = await _in_daemon_thread(lambda: next(pieces, end))
-            if piece is end:
+            elif (piece := await get_piece()) is end:
                 source.finish()
             else:
                 source.push(piece)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import EncodecConfig, EncodecModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.llama.modeling_llama import (
@@ -22,7 +23,6 @@ from transformers.models.llama.modeling_llama import (
 
 from .configuration_sled import SledConfig
 from .generation_sled import SledGenerationMixin
-
 
 # Weight of the one positive position of a row in the end-of-speech loss (the original's `bceloss.pos_weight`).
 EOS_POSITIVE_WEIGHT = 100.0
@@ -53,14 +53,14 @@ class SledOutput(ModelOutput):
             Attention weights of every layer, each `(batch_size, num_heads, sequence_length, sequence_length)`.
     """
 
-    loss: torch.FloatTensor | None = None
-    energy_loss: torch.FloatTensor | None = None
-    eos_loss: torch.FloatTensor | None = None
-    eos_logits: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    energy_loss: torch.Tensor | None = None
+    eos_loss: torch.Tensor | None = None
+    eos_logits: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -76,8 +76,8 @@ class SledPromptOutput(ModelOutput):
             1 for a frame of the prompt, 0 for padding.
     """
 
-    prompt_latents: torch.FloatTensor | None = None
-    prompt_latents_mask: torch.LongTensor | None = None
+    prompt_latents: torch.Tensor | None = None
+    prompt_latents_mask: torch.Tensor | None = None
 
 
 class SledAttention(LlamaAttention):
@@ -98,7 +98,7 @@ class SledMLP(LlamaMLP):
     def __init__(self, config: SledConfig) -> None:
         super().__init__(config)
         # On the activated gate, which scales and zeroes the same products as dropout after the multiplication.
-        self.act_fn = nn.Sequential(self.act_fn, nn.Dropout(config.activation_dropout))
+        self.act_fn = nn.Sequential(ACT2FN[config.hidden_act], nn.Dropout(config.activation_dropout))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -293,7 +293,7 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path | None,
         *model_args: Any,
@@ -335,7 +335,9 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
         """
         hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
         hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
-        if not isinstance(config, SledConfig):
+        if isinstance(config, SledConfig):
+            sled_config = config
+        else:
             config_source = config if config is not None else pretrained_model_name_or_path
             location = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
             config_dict, _ = SledConfig.get_config_dict(config_source, **hub_kwargs, **location)
@@ -344,13 +346,13 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
                     f"{str(config_source)!r} is not a SLED checkpoint: its `model_type` is "
                     f"{config_dict.get('model_type')!r}, expected 'sled' or 'speech_llama'."
                 )
-            config = SledConfig.from_dict(config_dict)
+            sled_config = SledConfig.from_dict(config_dict)
 
-        holds_codec = config.codec_config is not None
+        holds_codec = sled_config.codec_config is not None
         separate_codec = None
         if codec is not None or not holds_codec:
-            separate_codec = _load_codec(codec if codec is not None else config.codec_id, **hub_kwargs)
-            cls._check_codec(config, separate_codec.config)
+            separate_codec = _load_codec(codec if codec is not None else sled_config.codec_id, **hub_kwargs)
+            cls._check_codec(sled_config, separate_codec.config)
 
         # The released checkpoints keep the head's weights inside the loss module that trains it.
         kwargs.setdefault("key_mapping", {r"^scoreloss\.net\.": "generative_head."})
@@ -358,7 +360,7 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path,
             *model_args,
-            config=config,
+            config=sled_config,
             build_codec=holds_codec,
             output_loading_info=True,
             **kwargs,
@@ -371,7 +373,7 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
             )
         if separate_codec is not None:
             model.set_codec(separate_codec)
-        return (model, loading_info) if with_loading_info else model
+        return (model, loading_info) if with_loading_info else model  # type: ignore[return-value]
 
     @staticmethod
     def _check_codec(config: SledConfig, codec_config: EncodecConfig) -> None:
@@ -575,16 +577,16 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        input_values: torch.FloatTensor | None = None,
+        input_values: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
-        audio_codes: torch.LongTensor | None = None,
+        audio_codes: torch.Tensor | None = None,
         audio_codes_mask: torch.Tensor | None = None,
-        noise: torch.FloatTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        noise: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_loss: bool = True,
         **kwargs: Any,
@@ -725,6 +727,7 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
         """Latents of the true speech, packed to the left, and their mask."""
         if input_values is not None:
             return self.encode_audio(input_values, padding_mask)
+        assert audio_codes is not None
         latents = self.decode_codes(audio_codes)
         if audio_codes_mask is None:
             return latents, torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
@@ -751,9 +754,9 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
         frame_index = torch.arange(latents_mask.shape[1] + 1, device=text_mask.device)[None]
         frame_index = frame_index.expand(latents_mask.shape[0], -1)
         num_tokens, num_frames = num_tokens[:, None], num_frames[:, None]
-        if not self.config.is_interleaved:
-            return token_index, frame_index + num_tokens
         text_size, speech_size = self.config.text_chunk_size, self.config.speech_chunk_size
+        if text_size is None or speech_size is None:
+            return token_index, frame_index + num_tokens
         num_blocks = torch.minimum(num_tokens // text_size, num_frames // speech_size)
         token_block = token_index // text_size
         frames_before = torch.where(token_block <= num_blocks, token_block * speech_size, num_frames)
@@ -776,7 +779,7 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
         kept = torch.zeros_like(num_tokens) if self.config.is_interleaved else num_tokens - 1
         is_kept = torch.arange(input_ids.shape[1], device=input_ids.device) == kept[:, None]
         if self.config.is_interleaved:
-            input_ids = input_ids.masked_fill(is_kept & is_dropped[:, None], self.config.eos_token_id)
+            input_ids = torch.where(is_kept & is_dropped[:, None], self.config.eos_token_id, input_ids)
         return text_mask & (is_kept | ~is_dropped[:, None]), input_ids, is_dropped
 
     def _get_sources(

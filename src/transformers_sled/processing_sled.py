@@ -26,7 +26,6 @@ from transformers.utils import PROCESSOR_NAME, cached_file
 from .configuration_sled import SledConfig
 from .streaming_sled import encode_text
 
-
 # Speech has about this many bytes of UTF-8 text a second: read English has 14 to 15, scripts with more bytes to a letter
 # have fewer letters a second. It decides where long text is split, not how fast it is spoken.
 TEXT_BYTES_PER_SECOND = 14.0
@@ -95,7 +94,7 @@ class SledProcessor(ProcessorMixin):
         self.language = language
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SledProcessor":  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SledProcessor":
         """
         Loads a processor. A repository with only tokenizer files, as the released ones, gets the rest from its model
         configuration and the codec's.
@@ -156,7 +155,7 @@ class SledProcessor(ProcessorMixin):
             "prompt_latents_mask",
         ]
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         text: str | Sequence[str],
         audio: Any = None,
