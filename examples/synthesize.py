@@ -1,0 +1,61 @@
+"""Speaks a text: `python examples/synthesize.py "Hello, world." --output hello.wav`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForTextToWaveform, AutoProcessor
+
+import transformers_sled  # noqa: F401  (registers SLED with the Auto classes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "text", nargs="?", help="text to speak; from standard input if neither this nor a file is given"
+    )
+    parser.add_argument("--text-file", type=Path, help="file with the text to speak")
+    parser.add_argument("--output", type=Path, default=Path("speech.wav"), help="audio file, its format by extension")
+    parser.add_argument("--model", default="ICTNLP/SLED-TTS-Libriheavy", help="checkpoint: Hub repository or folder")
+    parser.add_argument("--codec", help="codec, where the checkpoint's own is not to be used: repository or folder")
+    parser.add_argument("--guidance-scale", type=float, default=2.0, help="how closely to follow the text; 1 is off")
+    parser.add_argument("--temperature", type=float, default=1.0, help="how much the speech varies")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same speech")
+    parser.add_argument("--dtype", default="auto", help="precision of the model, such as bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
+    arguments = parser.parse_args()
+    if arguments.text is not None and arguments.text_file is not None:
+        parser.error("give the text either as an argument or as --text-file")
+    text = arguments.text_file.read_text() if arguments.text_file else arguments.text
+    if text is None:
+        text = sys.stdin.read()
+
+    try:
+        speak(text, arguments)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def speak(text: str, arguments: argparse.Namespace) -> None:
+    processor = AutoProcessor.from_pretrained(arguments.model)
+    model = AutoModelForTextToWaveform.from_pretrained(
+        arguments.model, codec=arguments.codec, dtype=arguments.dtype, device_map=arguments.device
+    )
+    start = time.perf_counter()
+    (audio,) = model.generate(
+        **processor(text),
+        guidance_scale=arguments.guidance_scale,
+        temperature=arguments.temperature,
+        generator=None if arguments.seed is None else torch.Generator().manual_seed(arguments.seed),
+    )
+    taken = time.perf_counter() - start
+    processor.save_audio(audio, arguments.output)
+    duration = len(audio) / processor.sampling_rate
+    rate = f"{taken / duration:.2f}" if duration else "undefined"
+    print(f"{arguments.output}: {duration:.2f} s of audio in {taken:.2f} s, real-time factor {rate}")
+
+
+if __name__ == "__main__":
+    main()
