@@ -1,13 +1,15 @@
 """SLED model: a Llama-style decoder over text and speech latents, with a generative head and an EnCodec codec."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import EncodecConfig, EncodecModel, PreTrainedModel
+from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -23,6 +25,8 @@ from transformers.models.llama.modeling_llama import (
 
 from .configuration_sled import SledConfig
 from .generation_sled import SledGenerationMixin
+from .hub_sled import AUTO_MAP, CARD_NAME, SledHubMixin, create_model_card, link_processor, save_code
+
 
 # Weight of the one positive position of a row in the end-of-speech loss (the original's `bceloss.pos_weight`).
 EOS_POSITIVE_WEIGHT = 100.0
@@ -212,6 +216,22 @@ class SledPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": SledDecoderLayer, "attentions": SledAttention}
 
+    @staticmethod
+    def _load_pretrained_model(
+        model: "SledPreTrainedModel",
+        state_dict: dict[str, Any] | None,
+        checkpoint_files: list[str] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # Read tensor by tensor: pages of a mapped file count as resident memory next to the weights cast from them.
+        if state_dict is None and checkpoint_files and all(file.endswith(".safetensors") for file in checkpoint_files):
+            state_dict = {}
+            for file in checkpoint_files:
+                reader = safe_open(file, framework="pt", device="cpu", backend="pread")
+                state_dict.update((name, reader.get_slice(name)) for name in reader.keys())  # noqa: SIM118
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -259,7 +279,7 @@ class SledModel(SledPreTrainedModel, LlamaModel):
         self.post_init()
 
 
-class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
+class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMixin):
     """
     SLED text-to-speech (arXiv 2505.13181). `generate` speaks a text, `stream` speaks it piece by piece, and calling the
     model with text and speech gives the training losses.
@@ -335,7 +355,10 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
         """
         hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
         hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
-        if isinstance(config, SledConfig):
+        if isinstance(config, PreTrainedConfig):
+            # By its type's name: the class in a checkpoint's own code is another one.
+            if config.model_type != SledConfig.model_type:
+                raise ValueError(f"`config` must be a `SledConfig`, got {type(config).__name__}.")
             sled_config = config
         else:
             config_source = config if config is not None else pretrained_model_name_or_path
@@ -357,14 +380,27 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
         # The released checkpoints keep the head's weights inside the loss module that trains it.
         kwargs.setdefault("key_mapping", {r"^scoreloss\.net\.": "generative_head."})
         with_loading_info = kwargs.pop("output_loading_info", False)
-        model, loading_info = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *model_args,
-            config=sled_config,
-            build_codec=holds_codec,
-            output_loading_info=True,
-            **kwargs,
-        )
+        ignores_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        try:
+            model, loading_info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                config=sled_config,
+                build_codec=holds_codec,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"The checkpoint {str(pretrained_model_name_or_path)!r} is incomplete or damaged: {error}."
+            ) from error
+        if loading_info["mismatched_keys"] and not ignores_shapes:
+            name, found, expected = min(loading_info["mismatched_keys"])
+            raise ValueError(
+                f"The checkpoint {str(pretrained_model_name_or_path)!r} does not fit its configuration: `{name}` is of shape "
+                f"{tuple(found)}, expected {tuple(expected)}."
+            )
         missing_keys = sorted(loading_info["missing_keys"])
         if missing_keys:
             raise ValueError(
@@ -372,7 +408,7 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
                 f"missing, {', '.join(missing_keys[:5])}{', ...' if len(missing_keys) > 5 else ''}."
             )
         if separate_codec is not None:
-            model.set_codec(separate_codec)
+            model._attach_codec(separate_codec)
         return (model, loading_info) if with_loading_info else model  # type: ignore[return-value]
 
     @staticmethod
@@ -400,10 +436,72 @@ class SledForSpeechSynthesis(SledPreTrainedModel, SledGenerationMixin):
             `ValueError`: if the codec does not fit the model.
         """
         self._check_codec(self.config, codec.config)
-        sled_codec = SledCodec(codec.config)
-        sled_codec.load_state_dict(codec.state_dict())
-        self.codec = sled_codec.to(self.device).eval()
+        self._attach_codec(_copy_codec(codec))
+
+    def _attach_codec(self, codec: SledCodec) -> None:
+        self.codec = codec.to(self.device).eval()
+        # Saved with the model, it no longer depends on where it came from.
+        codec.config.name_or_path = ""
         self.config.codec_config = codec.config
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        include_code: bool = False,
+        repo_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Saves the model with its codec, its generation configuration, and a model card if there is none yet.
+
+        Args:
+            save_directory (`str` or `Path`):
+                Folder to save to, which is created if it does not exist.
+            is_main_process (`bool`, *optional*, defaults to `True`):
+                Whether this is the process of several that saves.
+            push_to_hub (`bool`, *optional*, defaults to `False`):
+                Whether to upload what has been saved.
+            include_code (`bool`, *optional*, defaults to `False`):
+                Whether to add the modelling files, so that `trust_remote_code=True` loads the model and its processor
+                where this package is not installed.
+            repo_id (`str`, *optional*):
+                Repository to push to and to name in the model card. The name of the folder by default.
+            kwargs:
+                Further arguments of [`~transformers.PreTrainedModel.save_pretrained`], and of `push_to_hub`.
+
+        Example:
+
+        ```python
+        >>> model.save_pretrained("my-voice", include_code=True)
+        >>> processor.save_pretrained("my-voice")
+        ```
+        """
+        name = repo_id or Path(save_directory).resolve().name
+        if push_to_hub and is_main_process:
+            self._save_and_push(save_directory, name, include_code=include_code, **kwargs)
+            return
+        # A model loaded from Hub code brings its code along by itself.
+        changes_code = not self.is_remote_code()
+        attributes = vars(self.config)
+        auto_map = attributes.pop("auto_map", None) if changes_code else None
+        if changes_code and include_code:
+            attributes["auto_map"] = dict(AUTO_MAP)
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            if changes_code:
+                attributes.pop("auto_map", None)
+            if auto_map is not None:
+                attributes["auto_map"] = auto_map
+        if not is_main_process:
+            return
+        if changes_code and include_code:
+            save_code(save_directory)
+        link_processor(save_directory)
+        if self.codec is not None and not Path(save_directory, CARD_NAME).exists():
+            create_model_card(self, name, include_code or not changes_code).save(Path(save_directory, CARD_NAME))
 
     def get_codec(self) -> SledCodec:
         """
@@ -841,10 +939,16 @@ def _pack_left(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
     return values.gather(1, index) * keep, mask
 
 
-def _load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> EncodecModel:
-    """The codec itself, or loaded from where it is kept."""
+def _copy_codec(codec: EncodecModel) -> SledCodec:
+    sled_codec = SledCodec(copy.deepcopy(codec.config))
+    sled_codec.load_state_dict(codec.state_dict())
+    return sled_codec
+
+
+def _load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> SledCodec:
+    """A copy of the codec, or the one kept at a place."""
     if isinstance(codec, EncodecModel):
-        return codec
+        return _copy_codec(codec)
     if not isinstance(codec, str | Path):
         raise ValueError(
             f"`codec` must be an `EncodecModel`, a repository or a folder, got {type(codec).__name__}. The checkpoint "
@@ -856,7 +960,12 @@ def _load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> E
             raise ValueError(
                 f"`codec` must be an EnCodec, but {str(codec)!r} has the `model_type` {config_dict.get('model_type')!r}."
             )
-        return EncodecModel.from_pretrained(codec, dtype=torch.float32, **hub_kwargs)
+        model, loading_info = SledCodec.from_pretrained(
+            codec, dtype=torch.float32, output_loading_info=True, **hub_kwargs
+        )
+        if loading_info["missing_keys"]:
+            raise ValueError(f"`codec` {str(codec)!r} is incomplete: {len(loading_info['missing_keys'])} weights are missing.")
+        return model
     except OSError as error:
         raise OSError(
             f"The checkpoint holds no codec weights, and the codec {str(codec)!r} could not be loaded. There are three "

@@ -24,7 +24,9 @@ from transformers import (
 from transformers.utils import PROCESSOR_NAME, cached_file
 
 from .configuration_sled import SledConfig
+from .hub_sled import SledHubMixin, link_processor
 from .streaming_sled import encode_text
+
 
 # Speech has about this many bytes of UTF-8 text a second: read English has 14 to 15, scripts with more bytes to a letter
 # have fewer letters a second. It decides where long text is split, not how fast it is spoken.
@@ -51,7 +53,7 @@ class SledBatchFeature(BatchFeature):
         return self
 
 
-class SledProcessor(ProcessorMixin):
+class SledProcessor(SledHubMixin, ProcessorMixin):
     """
     Prepares text, voice prompts and training audio for [`SledForSpeechSynthesis`].
 
@@ -136,6 +138,32 @@ class SledProcessor(ProcessorMixin):
             hop_length=codec_config.hop_length,
             max_position_embeddings=config.max_position_embeddings,
         )
+
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+    ) -> list[str]:
+        """
+        Saves the tokenizer's files and the processor's own. Saved beside a model that holds its code, they point to it.
+
+        Args:
+            save_directory (`str` or `Path`):
+                Folder to save to, which is created if it does not exist.
+            push_to_hub (`bool`, *optional*, defaults to `False`):
+                Whether to upload what has been saved.
+            repo_id (`str`, *optional*):
+                Repository to push to. The name of the folder by default.
+            kwargs:
+                Further arguments of `push_to_hub`.
+
+        Returns:
+            `list[str]`: the files that describe the processor.
+        """
+        if push_to_hub:
+            self._save_and_push(save_directory, repo_id or Path(save_directory).resolve().name, **kwargs)
+            return [str(Path(save_directory, PROCESSOR_NAME))]
+        files = super().save_pretrained(save_directory)
+        link_processor(save_directory)
+        return files
 
     @property
     def sampling_rate(self) -> int:
