@@ -29,6 +29,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
+
 BINARY_VERSION = 6
 DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 

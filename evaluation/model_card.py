@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_update
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+
 METRICS = {
     "word_error_rate": ("wer", "Word error rate (%)"),
     "character_error_rate": ("cer", "Character error rate (%)"),

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from transformers_sled.data_sled import load_source, read_audio
 
+
 PROTOCOLS = {
     "continuation": "the first seconds of the utterance as prompt, its whole transcript as text",
     "reference": "the speaker's previous utterance as prompt, with its transcript",

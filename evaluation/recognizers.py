@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import pipeline
 
+
 SAMPLING_RATE = 16_000
 
 

@@ -16,6 +16,7 @@ from protocols import PROTOCOLS
 from results import write_file
 from summary import Scores, interval, ratio
 
+
 WORST = 10
 LENGTH_BINS = 6
 

@@ -4,7 +4,8 @@
 
 speaks every utterance of LibriSpeech-PC test-clean between 4 and 10 s under the paper's protocols, scores it next to
 the ground truth and the codec's resynthesis, and writes `summary.json`, `report.md`, `plots/` and `index.html`.
-`accelerate launch evaluation/run_eval.py ...` spreads the utterances over processes that share the output folder.
+`accelerate launch evaluation/run_eval.py ...` (on CPUs `torchrun --nproc-per-node 2 ...`) spreads the utterances over
+processes that share the output folder.
 The same command goes on where a killed run stopped. Without `--model`, only ground truth and resynthesis are scored.
 """
 
@@ -40,8 +41,10 @@ from summary import Scores, system_name
 from synthesis import Synthesizer, resynthesize
 from transformers_sled import SledForSpeechSynthesis
 
+
 # A process may wait this long for the others at the end of a stage.
 PATIENCE = timedelta(days=7)
+# What SLED uses of a codec that offers it, in kilobits a second.
 DEFAULT_BANDWIDTH = 6.0
 
 
@@ -133,7 +136,8 @@ class Run:
                 self.codec = EncodecModel.from_pretrained(arguments.codec).to(state.device).eval()
             except (OSError, ValueError) as error:
                 raise ValueError(f"Codec {arguments.codec!r} could not be loaded: {error}") from error
-            self.bandwidth = DEFAULT_BANDWIDTH
+            bandwidths = self.codec.config.target_bandwidths
+            self.bandwidth = DEFAULT_BANDWIDTH if DEFAULT_BANDWIDTH in bandwidths else max(bandwidths)
         self.sampling_rate = self.codec.config.sampling_rate
         self.protocols = self.choose_protocols()
         self.dataset = SpeechDataset(

@@ -11,6 +11,7 @@ from scipy.stats import bootstrap
 from metrics.word_error_rate.word_error_rate import edit_counts, error_rates, spelling_table
 from results import RecordStore
 
+
 RESAMPLES = 1000
 
 

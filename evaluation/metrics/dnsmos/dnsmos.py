@@ -9,6 +9,7 @@ import evaluate
 import numpy as np
 import soxr
 
+
 _DESCRIPTION = """
 DNSMOS: what listeners would say of the quality of the speech (`signal`), of the background (`background`) and of the
 whole (`overall`), from 1 to 5, predicted by the networks that the package `speechmos` carries. No reference is needed.

@@ -10,6 +10,7 @@ import numpy as np
 
 from .speaker_encoders import embed, load_speaker_encoder
 
+
 _DESCRIPTION = """
 How alike the voices of two recordings are: the cosine of their speaker embeddings, from -1 to 1, averaged over pairs.
 Against the prompt it measures voice cloning; against the original recording it measures it with the words alike.

@@ -12,6 +12,7 @@ import evaluate
 import jiwer
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
+
 _CITATION = ""
 
 _DESCRIPTION = """
