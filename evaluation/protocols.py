@@ -90,11 +90,11 @@ class SpeechDataset:
         id_column: str | None = None,
     ):
         self.sampling_rate = sampling_rate
-        split = split or ("test.clean" if name == LIBRISPEECH_PC else "train")
+        self.split = split or ("test.clean" if name == LIBRISPEECH_PC else "train")
         try:
-            self.table = load_source(name, config, split)
+            self.table = load_source(name, config, self.split)
         except Exception as error:
-            raise ValueError(f"Data set {name!r} (split {split}) could not be loaded: {error}") from error
+            raise ValueError(f"Data set {name!r} (split {self.split}) could not be loaded: {error}") from error
         columns = self.table.column_names
 
         def find(what: str, names: tuple[str, ...]) -> str:

@@ -183,11 +183,12 @@ class Run:
         path = self.folder / "plan.json"
         arguments = self.arguments
         names = (
-            "model codec dtype prompt_seconds seed dataset dataset_config split text_column audio_column speaker_column "
+            "model codec dtype prompt_seconds seed dataset dataset_config text_column audio_column speaker_column "
             "id_column min_seconds max_seconds limit recognizer language speaker_encoder dnsmos"
         )
         settings = {name: getattr(arguments, name) for name in names.split()}
-        settings |= {"protocols": self.protocols, "guidance_scales": arguments.guidance_scales or []}
+        settings |= {"split": self.dataset.split, "protocols": self.protocols}
+        settings["guidance_scales"] = arguments.guidance_scales or []
         if self.state.is_main_process and not path.exists():
             selected, left_out = self.dataset.select(arguments.min_seconds, arguments.max_seconds)
             protocols, needed = {}, {}
