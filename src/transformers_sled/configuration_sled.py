@@ -95,6 +95,8 @@ class SledConfig(LlamaConfig):
     codec_bandwidth: float | int = 6.0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # A released checkpoint's own name would hide the class's.
+        kwargs.pop("model_type", None)
         if isinstance(self.codec_config, dict):
             self.codec_config = EncodecConfig(**self.codec_config)
         super().__post_init__(**kwargs)
