@@ -531,19 +531,27 @@ def print_table(results: list[dict[str, Any]]) -> None:
     baseline = results[0]
     names = [
         name
-        for name in ("ms_per_frame", "bare_ms_per_frame", "cpu_ms_per_frame", "real_time_factor", "frames_per_second")
-        + ("seconds_to_first_audio", "seconds_from_first_text_chunk_to_audio", "seconds_per_step")
-        + ("seconds_of_speech_per_second", "peak_memory_mb", "peak_gpu_memory_mb", "generate_overhead")
+        for name in (
+            "ms_per_frame",
+            "bare_ms_per_frame",
+            "generate_overhead",
+            "cpu_ms_per_frame",
+            "real_time_factor",
+            "frames_per_second",
+            "seconds_to_first_audio",
+            "seconds_from_first_text_chunk_to_audio",
+            "seconds_per_step",
+            "seconds_of_speech_per_second",
+            "peak_memory_mb",
+            "peak_gpu_memory_mb",
+        )
         if any(name in result for result in results)
     ]
     print("| configuration | " + " | ".join(name.replace("_", " ") for name in names) + " | times baseline |")
     print("| --- |" + " --- |" * (len(names) + 1))
     key = "ms_per_frame" if "ms_per_frame" in baseline else "seconds_per_step"
     for result in results:
-        cells = [
-            f"{result[name]:.3g}" if result[name] < 1000 else f"{result[name]:.0f}" for name in names if name in result
-        ]
-        cells += [""] * (len(names) - len(cells))
+        cells = [f"{result[name]:.3g}" if name in result else "" for name in names]
         print(f"| {result['name']} | " + " | ".join(cells) + f" | {result[key] / baseline[key]:.2f} |")
 
 
@@ -566,6 +574,9 @@ def run_generation(arguments: argparse.Namespace, checkpoint: Path, folder: Path
     for configuration in configurations:
         variant = (configuration.dtype, configuration.quantization)
         if variant in variants:
+            continue
+        if variant == ("float32", "none"):
+            variants[variant] = checkpoint
             continue
         variants[variant] = folder / "-".join(variant)
         process = context.Process(target=write_variant, args=(checkpoint, variants[variant], *variant))
