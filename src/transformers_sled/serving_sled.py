@@ -1,0 +1,833 @@
+"""Serving: many streams in one batch, which each of them may join and leave between any two frames."""
+
+import contextlib
+import math
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .generation_sled import SledText, _check_generation_config, _Row, _TextSource, _Utterance
+from .streaming_sled import SledAudioChunker, SledStreamingDecoder
+
+
+if TYPE_CHECKING:
+    from .modeling_sled import SledForSpeechSynthesis
+    from .processing_sled import SledProcessor
+
+# Text and voice prompt of a stream that joins are read this many positions at a time, with frames of the others in between.
+MAX_PREFILL_POSITIONS = 64
+
+# Positions that the cache grows by when a stream needs more.
+CACHE_GROWTH = 256
+
+# What a stream's speech waits for.
+_NEEDS_TEXT, _NEEDS_FRAME = object(), object()
+
+
+class _Branch:
+    """One row of the batch: a stream has one for its text and, under guidance, one without."""
+
+    def __init__(self) -> None:
+        # Its place in the cache, or -1.
+        self.row = -1
+        self.length = 0
+        # Embeddings (length, hidden_size) to be read before the next frame.
+        self.inputs = torch.empty(0)
+
+
+@dataclass
+class _Places:
+    """Where the next keys and values go: rows (batch_size,) and positions (batch_size, num_positions)."""
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+    # Positions that are filled then in the longest row.
+    length: int
+    are_first_rows: bool
+
+
+class _BranchCacheLayer(CacheLayerMixin):
+    """Keys and values (row, head, position, head_dim), each row filled up to a length of its own."""
+
+    is_sliding = False
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__()
+        self.num_rows = num_rows
+        self.places = _Places(torch.empty(0), torch.empty(0), length=0, are_first_rows=True)
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        _, num_heads, _, head_dim = key_states.shape
+        self.keys = key_states.new_zeros(self.num_rows, num_heads, 0, head_dim)
+        self.values = torch.zeros_like(self.keys)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self._store(self.keys, key_states)
+        self.values = self._store(self.values, value_states)
+        return self._get(self.keys), self._get(self.values)
+
+    def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        missing = self.places.length - stored.shape[2]
+        if missing > 0:
+            # Zeros, because what is masked must at least be finite.
+            growth = math.ceil(missing / CACHE_GROWTH) * CACHE_GROWTH
+            stored = torch.nn.functional.pad(stored, (0, 0, 0, growth))
+        stored[self.places.rows[:, None], :, self.places.positions] = states.transpose(1, 2)
+        return stored
+
+    def _get(self, stored: torch.Tensor) -> torch.Tensor:
+        stored = stored[:, :, : self.places.length]
+        # Unless some streams sit out, the batch is the first rows, which need no copy.
+        return stored[: len(self.places.rows)] if self.places.are_first_rows else stored[self.places.rows]
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copies the first positions of a row to another."""
+        for stored in (self.keys, self.values):
+            stored[target, :, :length] = stored[source, :, :length]
+
+    def get_seq_length(self) -> int:
+        return self.places.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.places.length, 0
+
+
+class _BranchCache(Cache):
+    """Keys and values of all branches, without gaps between the rows."""
+
+    def __init__(self, num_layers: int, num_rows: int) -> None:
+        super().__init__(layers=[_BranchCacheLayer(num_rows) for _ in range(num_layers)])
+        self.branches: list[_Branch] = []
+
+    def add(self, branch: _Branch) -> None:
+        branch.row = len(self.branches)
+        self.branches.append(branch)
+
+    def remove(self, branch: _Branch) -> None:
+        """Takes a branch out; the last one moves into its row."""
+        last = self.branches.pop()
+        if last is not branch:
+            if last.length > 0:
+                for layer in self.layers:
+                    layer.move_row(last.row, branch.row, last.length)
+            last.row = branch.row
+            self.branches[last.row] = last
+        branch.row = -1
+
+    def prepare(self, branches: list[_Branch], num_positions: int, device: torch.device) -> _Places:
+        """Makes room for `num_positions` more positions of these branches, which are in the order of their rows."""
+        lengths = torch.tensor([branch.length for branch in branches], device=device)
+        places = _Places(
+            rows=torch.tensor([branch.row for branch in branches], device=device),
+            positions=lengths[:, None] + torch.arange(num_positions, device=device),
+            length=max(branch.length for branch in branches) + num_positions,
+            are_first_rows=branches[-1].row == len(branches) - 1,
+        )
+        for layer in self.layers:
+            layer.places = places
+        return places
+
+
+class _Speech:
+    """What is said on one stream: which inputs come next, and what a frame means."""
+
+    stream: "SledStream"
+
+    def __init__(
+        self,
+        model: "SledForSpeechSynthesis",
+        source: _TextSource,
+        prompt: torch.Tensor | None,
+        generator: torch.Generator | None,
+        generation_config: GenerationConfig,
+        chunker: SledAudioChunker,
+    ) -> None:
+        self.model = model
+        self.source = source
+        self.prompt = prompt
+        self.generator = generator
+        self.config = generation_config
+        self.chunker = chunker
+        self.guidance_scale = float(generation_config.guidance_scale)
+        self.branches = [_Branch()] if self.guidance_scale == 1 else [_Branch(), _Branch()]
+        self.is_speaking = False
+        self.is_pulling = False
+        self.waveforms: list[torch.Tensor] = []
+        self._steps = self._speak()
+        self.needs: Any = None
+
+    def advance(self, frame: tuple[torch.Tensor, torch.Tensor, float] | None = None) -> bool:
+        """
+        Goes on after text has come, or with the frame that was asked for: its latents, their embedding and the probability
+        that the speech has ended. Returns whether there is more to say.
+        """
+        try:
+            self.needs = self._steps.send(frame)
+        except StopIteration:
+            return False
+        return True
+
+    def draw_noise(self) -> torch.Tensor:
+        """Noise (1, noise_dim) of the next frame in float32."""
+        noise_dim = self.model.config.noise_dim
+        scale = 1.0 if self.config.temperature is None else self.config.temperature
+        if not self.config.do_sample or scale == 0:
+            return torch.zeros(1, noise_dim, device=self.model.device)
+        device = self.model.device if self.generator is None else self.generator.device
+        return torch.randn(1, noise_dim, generator=self.generator, device=device) * scale
+
+    def _speak(self) -> Generator[Any, Any, None]:
+        model, source, config = self.model, self.source, self.config
+        utterance = _Utterance([], self.prompt)
+        num_frames = 0
+        while True:
+            index = len(utterance.parts)
+            while len(source.parts) == index and not source.is_finished:
+                yield _NEEDS_TEXT
+            if len(source.parts) == index:
+                break
+            part = source.parts[index]
+            while not part.ids and not part.is_complete:
+                yield _NEEDS_TEXT
+            # The list is the part's own, so that ids that arrive later are there when the next part is primed with it.
+            utterance.parts.append(part.ids)
+            is_last = not part.is_complete or (source.is_finished and index == len(source.parts) - 1)
+            row = model._get_row(utterance, index, config, num_frames, is_last)
+            if row is None:
+                break
+            primed = row.text.ids[: len(row.text.ids) - len(part.ids) + 1]
+            yield from self._read_text(row, part, primed)
+            self._start(row)
+            while True:
+                latents, embedding, end_probability = yield _NEEDS_FRAME
+                self.is_speaking = True
+                num_frames += 1
+                row.num_frames += 1
+                row.num_frames_in_chunk += 1
+                if end_probability >= config.eos_threshold and row.num_frames > row.min_frames:
+                    break
+                utterance.part_frames.append(latents)
+                self.waveforms += self.chunker.push(latents[None, None])
+                if row.num_frames >= model._get_frame_limit(row):
+                    break
+                yield from self._read_text(row, part, primed)
+                self.branches[-1].inputs = self.branches[0].inputs = embedding
+                chunk = model._read_chunk(row)
+                if chunk:
+                    self.branches[0].inputs = torch.cat([embedding, self._embed_text(chunk)])
+            if not part.is_complete:
+                # The end of a part that is still being written is final.
+                break
+        self.waveforms += self.chunker.finish()
+
+    def _read_text(self, row: _Row, part: SledText, primed: list[int]) -> Generator[Any, Any, None]:
+        """Waits until the text of the row's next step is there."""
+        while True:
+            if len(row.text.ids) < len(primed) + len(part.ids) - 1:
+                row.text.ids = primed + part.ids[1:]
+            row.text.is_complete = part.is_complete
+            if self.model._has_text(row):
+                return
+            yield _NEEDS_TEXT
+
+    def _start(self, row: _Row) -> None:
+        """Starts the branches anew with what comes before the first frame of a part."""
+        self.is_speaking = False
+        for branch in self.branches:
+            branch.length = 0
+        if self.guidance_scale != 1:
+            start = self._embed_text([self.model.config.eos_token_id])
+            prompt = [] if row.prompt is None else [self.model.embed_latents(row.prompt)]
+            self.branches[1].inputs = torch.cat([start, *prompt])
+        self.branches[0].inputs = self.model._get_first_inputs(row)
+
+    def _embed_text(self, ids: list[int]) -> torch.Tensor:
+        return self.model.embed_text(torch.tensor([ids], device=self.model.device))[0]
+
+
+class SledStream:
+    r"""
+    One text on its way through a [`SledStreamServer`], as [`SledStreamServer.add`] returns it. Iterate over it for its
+    audio: 1-D waveforms in float32 on the CPU, at the codec's sampling rate, which joined are what `generate` returns. An
+    error in the stream's text is raised after the audio made until then.
+
+    While the server runs in its thread, text may be pushed and audio fetched in any threads. Without that, iterating runs
+    the server's steps, and what they give other streams is kept for them.
+    """
+
+    def __init__(self, server: "SledStreamServer", pieces: Iterator[str] | None, takes_pieces: bool) -> None:
+        self._server = server
+        self._pieces = pieces
+        self._takes_pieces = takes_pieces
+        # What is to be done with the text in the server's next step.
+        self._inbox: deque[Callable[[_TextSource], None]] = deque()
+        # Waveforms, then None at the end.
+        self._outbox: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
+        self._is_finished = self._is_exhausted = self._is_closed = False
+        self._error: BaseException | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the server has made all of the stream's audio, or has given it up (`bool`)."""
+        return self._is_finished
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the stream before its time (`BaseException`), or `None`."""
+        return self._error
+
+    def push(self, piece: str) -> None:
+        r"""
+        Gives the stream the next piece of its text.
+
+        Args:
+            piece (`str`):
+                The piece, cut anywhere.
+
+        Raises:
+            `ValueError`: if `piece` is not a string.
+            `RuntimeError`: if the stream got its text in `add`, or the text was finished.
+        """
+        if not isinstance(piece, str):
+            raise ValueError(f"`piece` must be a string, got {piece!r} of type {type(piece).__name__}.")
+        self._check_takes_pieces()
+        self._put(methodcaller("push", piece))
+
+    def finish(self) -> None:
+        r"""
+        Ends the text.
+
+        Raises:
+            `RuntimeError`: if the stream got its text in `add`, or the text was finished already.
+        """
+        self._check_takes_pieces()
+        self._takes_pieces = False
+        self._put(methodcaller("finish"))
+
+    def close(self) -> None:
+        """Gives the stream up: audio that is not fetched yet is lost, iteration ends, and its place becomes free."""
+        self._is_closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._outbox.get_nowait()
+        self._outbox.put(None)
+        self._server._wake()
+
+    def _check_takes_pieces(self) -> None:
+        if not self._takes_pieces:
+            raise RuntimeError("The text is complete: it was given to `add`, or `finish` was called.")
+
+    def _put(self, action: Callable[[_TextSource], None]) -> None:
+        if not self._is_finished:
+            self._inbox.append(action)
+            self._server._wake()
+
+    def _pull(self, pieces: Iterator[str]) -> None:
+        """Fetches the next piece of text from where it comes."""
+        end = object()
+        try:
+            piece: Any = next(pieces, end)
+        except BaseException as error:
+            self._put(partial(_raise, error))
+        else:
+            self._put(methodcaller("finish") if piece is end else methodcaller("push", piece))
+
+    def _end(self, error: BaseException | None = None) -> None:
+        self._error = error
+        self._is_finished = True
+        self._pieces = None
+        self._inbox.clear()
+        self._outbox.put(None)
+
+    def __iter__(self) -> "SledStream":
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        if self._is_exhausted:
+            raise StopIteration
+        while True:
+            try:
+                waveform = self._outbox.get(block=self._server.is_running)
+            except queue.Empty:
+                self._server._work()
+                continue
+            if waveform is not None and not self._is_closed:
+                return waveform
+            self._is_exhausted = True
+            if self._error is not None and not self._is_closed:
+                raise self._error
+            raise StopIteration
+
+
+_Deliver = Callable[[SledStream, torch.Tensor], None]
+
+
+class SledStreamServer:
+    r"""
+    Speaks many texts at a time, by continuous batching: every frame of all streams is made in one batch, and a stream may
+    join or leave between any two frames. The audio of a stream is that of `model.generate` for its text alone; it does not
+    depend on the other streams, provided that it has a `generator` of its own.
+
+    There are three ways to run it:
+
+    - in a thread, between [`~SledStreamServer.start`] and [`~SledStreamServer.close`] or in a `with` block. Streams may
+      then be added, fed and listened to in any threads. Iterables of text are read in threads, so that one that waits,
+      such as a language model, holds up nobody else;
+    - by calling [`~SledStreamServer.step`] again and again. Iterables of text are read in that call;
+    - by iterating over the streams, which calls it.
+
+    At most `max_streams` streams are active; further ones wait until one of these is done, in the order in which they were
+    added. An active stream whose text has not arrived sits out without holding up the others, but keeps its place. A
+    stream is spoken as fast as the machine can, and its audio is kept until it is fetched.
+
+    A stream takes one row of the batch, and a second one where its `guidance_scale` is not 1. Rows have a key and value
+    cache of their own, filled to lengths of their own, so that there is no padding between streams. A text or voice prompt
+    that joins is read in portions between the frames of the others.
+
+    Args:
+        model ([`SledForSpeechSynthesis`]):
+            The model, with `sdpa` or `eager` attention.
+        processor ([`SledProcessor`]):
+            The model's processor.
+        max_streams (`int`, *optional*, defaults to 8):
+            Number of streams that are active at a time.
+
+    Raises:
+        `ValueError`: if the model has no codec or another kind of attention, or `max_streams` is out of range.
+
+    Example:
+
+    ```python
+    >>> from transformers_sled import SledStreamServer
+
+    >>> with SledStreamServer(model, processor, max_streams=8) as server:
+    ...     streams = [server.add(text, generator=torch.Generator().manual_seed(0)) for text in texts]
+    ...     audio = [torch.cat(list(stream)) for stream in streams]
+    ```
+
+    In an asynchronous program, waveforms are waited for in threads:
+
+    ```python
+    >>> async def speak(text):
+    ...     stream = server.add(text)
+    ...     while (waveform := await asyncio.to_thread(next, stream, None)) is not None:
+    ...         print(waveform.shape)
+    ```
+    """
+
+    def __init__(self, model: "SledForSpeechSynthesis", processor: "SledProcessor", max_streams: int = 8) -> None:
+        if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
+            raise ValueError(f"`max_streams` must be an integer of at least 1, got {max_streams!r}.")
+        attn_implementation = model.config._attn_implementation
+        if attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"`model` must have 'sdpa' or 'eager' attention (`attn_implementation`), got {attn_implementation!r}."
+            )
+        self.model = model
+        self.processor = processor
+        self.max_streams = max_streams
+        self._waiting: deque[_Speech] = deque()
+        self._active: list[_Speech] = []
+        self._cache = _BranchCache(model.config.num_hidden_layers, 2 * max_streams)
+        self._decoder = SledStreamingDecoder(model.get_codec())
+        self._step_lock = threading.Lock()
+        self._news = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    @property
+    def num_active_streams(self) -> int:
+        """Number of streams that have a place in the batch (`int`)."""
+        return len(self._active)
+
+    @property
+    def num_waiting_streams(self) -> int:
+        """Number of streams that wait for a place (`int`)."""
+        return len(self._waiting)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server runs in a thread (`bool`)."""
+        return self._thread is not None
+
+    def add(
+        self,
+        text: str | Iterable[str] | None = None,
+        chunk_duration: float = 0.2,
+        max_duration: float | None = None,
+        **kwargs: Any,
+    ) -> SledStream:
+        r"""
+        Adds a stream.
+
+        Args:
+            text (`str` or an iterable of `str`, *optional*):
+                The text, or pieces of it, cut anywhere, that are fetched when they are needed. Without it, the text comes
+                by [`SledStream.push`] until [`SledStream.finish`]. An offline model waits for the last piece.
+            chunk_duration (`float`, *optional*, defaults to 0.2):
+                Duration in seconds of every waveform but the first, which comes as early as possible, and the last.
+            max_duration (`float`, *optional*):
+                Duration in seconds after which the speech is cut off. A source that never ends needs one.
+            kwargs:
+                The voice, as the processor takes it (`prompt_text`, `prompt_audio` and `sampling_rate`, or
+                `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, and generation parameters
+                as [`~SledGenerationMixin.generate`] takes them: `guidance_scale`, `temperature`, `do_sample`,
+                `eos_threshold`, `max_new_tokens` and `min_new_tokens`. They may differ from stream to stream. Without a
+                `generator`, noise comes from the global one.
+
+        Returns:
+            [`SledStream`]: the stream.
+
+        Raises:
+            `ValueError`: if an argument has another type or is out of range, or the text is empty or does not fit.
+            `RuntimeError`: if the server is closed.
+
+        Example:
+
+        ```python
+        >>> stream = server.add(guidance_scale=1.5)
+        >>> stream.push("The dog barked ")
+        >>> stream.push("all night.")
+        >>> stream.finish()
+        >>> for waveform in stream:
+        ...     print(waveform.shape)
+        ```
+        """
+        self._check_open()
+        if text is not None and (isinstance(text, bytes | bytearray | dict) or not isinstance(text, str | Iterable)):
+            raise ValueError(f"`text` must be a string or an iterable of strings, got {type(text).__name__}.")
+        pieces = None if text is None or isinstance(text, str) else iter(text)
+        speech = self._prepare(text, chunk_duration, max_duration, kwargs)
+        stream = speech.stream = SledStream(self, pieces, takes_pieces=text is None)
+        self._waiting.append(speech)
+        self._wake()
+        if self._is_closed:
+            # By another thread, which may have missed this stream.
+            stream._end(_closed_error())
+        return stream
+
+    def step(self) -> list[tuple[SledStream, torch.Tensor]]:
+        r"""
+        Makes the next frame of every stream that has its text, and reads on in the texts and voice prompts of streams that
+        join.
+
+        Returns:
+            `list[tuple[SledStream, torch.FloatTensor]]`: the waveforms of shape `(num_samples,)` that are complete now,
+            with their streams. They are not given again when the streams are iterated over.
+
+        Raises:
+            `RuntimeError`: if the server runs in a thread, or is closed.
+        """
+        if self.is_running:
+            raise RuntimeError("The server runs in a thread, which takes the steps: iterate over the streams instead.")
+        self._check_open()
+        waveforms: list[tuple[SledStream, torch.Tensor]] = []
+        self._step(lambda stream, waveform: waveforms.append((stream, waveform)))
+        return waveforms
+
+    def start(self) -> None:
+        r"""
+        Runs the server in a thread until it is closed.
+
+        Raises:
+            `RuntimeError`: if it is running already, or is closed.
+        """
+        self._check_open()
+        if self.is_running:
+            raise RuntimeError("The server is running already.")
+        self._thread = threading.Thread(target=self._run, name="SledStreamServer", daemon=True)
+        self._thread.start()
+        self._wake()
+
+    def close(self) -> None:
+        """
+        Stops the server and frees its memory. Streams that are not finished end with a `RuntimeError`, after the audio
+        made until then.
+        """
+        self._is_closed = True
+        self._wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._step_lock:
+            self._end_all(_closed_error())
+
+    def __enter__(self) -> "SledStreamServer":
+        self.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("The server is closed.")
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            # A step that fails closes the server and gives the error to all streams.
+            with contextlib.suppress(Exception):
+                self._work()
+
+    def _work(self) -> None:
+        """Takes a step that leaves its waveforms with their streams, or waits until there is something to do."""
+        self._news.clear()
+        if self._step(lambda stream, waveform: stream._outbox.put(waveform)):
+            # Others may wait for what this step gave them.
+            self._wake()
+        elif not self._is_closed:
+            self._news.wait()
+
+    def _end_all(self, error: BaseException) -> None:
+        self._is_closed = True
+        for speech in [*self._active, *self._waiting]:
+            speech.stream._end(error)
+        self._active.clear()
+        self._waiting.clear()
+        self._cache = _BranchCache(0, 0)
+
+    def _prepare(
+        self,
+        text: str | Iterable[str] | None,
+        chunk_duration: float,
+        max_duration: float | None,
+        kwargs: dict[str, Any],
+    ) -> _Speech:
+        """Checks the arguments of a stream and prepares its voice."""
+        model, processor = self.model, self.processor
+        if max_duration is not None and not (isinstance(max_duration, int | float) and 0 < max_duration < math.inf):
+            raise ValueError(f"`max_duration` must be a positive number of seconds, got {max_duration!r}.")
+        voice_names = ("prompt_text", "prompt_audio", "prompt_latents", "prompt_latents_mask", "sampling_rate")
+        voice = {name: kwargs.pop(name) for name in voice_names if name in kwargs}
+        generator = kwargs.pop("generator", None)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"`generator` must be a `torch.Generator`, got {type(generator).__name__}.")
+        config, model_kwargs = model._prepare_generation_config(kwargs.pop("generation_config", None), **kwargs)
+        _check_generation_config(config)
+        if (config.num_return_sequences or 1) != 1:
+            raise ValueError(f"`num_return_sequences` must be 1, got {config.num_return_sequences}.")
+        if config.max_time is not None:
+            raise ValueError(f"`max_time` must be `None`, got {config.max_time}; `max_duration` bounds the speech.")
+        model._validate_model_kwargs(model_kwargs)
+        if model_kwargs:
+            raise ValueError(f"Arguments that a server does not take: {', '.join(map(repr, sorted(model_kwargs)))}.")
+        chunker = SledAudioChunker(model.get_codec(), chunk_duration)
+        # All streams share the decoder's weights.
+        chunker.decoder = self._decoder.select_rows([0])
+        if max_duration is not None:
+            max_frames = math.ceil(max_duration * model.get_codec().config.sampling_rate / chunker.hop_length)
+            if config.max_new_tokens is not None:
+                max_frames = min(max_frames, config.max_new_tokens)
+            config.max_new_tokens = max_frames
+
+        # Also where the text is yet to come, to check the voice and prepare it.
+        inputs = processor(text if isinstance(text, str) else "a", **voice)
+        prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
+        (prompt,) = model._get_prompts(1, *(inputs.get(name) for name in prompt_names))
+        num_prompt_frames = 0 if prompt is None else len(prompt)
+        num_first_tokens = 0
+        if model.config.is_interleaved:
+            num_chunks = num_prompt_frames // model.config.speech_chunk_size + 1
+            num_first_tokens = num_chunks * model.config.text_chunk_size
+        source = _TextSource(
+            processor, voice.get("prompt_text"), num_prompt_frames, model.config.is_interleaved, num_first_tokens
+        )
+        if isinstance(text, str):
+            for ids in model._get_texts(inputs["input_ids"], inputs["attention_mask"])[0]:
+                model._check_fits(len(ids), 0 if source.parts else num_prompt_frames)
+                source.parts.append(SledText(ids))
+            source.is_finished = True
+        if prompt is not None:
+            chunker.push(prompt[None], is_prompt=True)
+        return _Speech(model, source, prompt, generator, config, chunker)
+
+    def _step(self, deliver: _Deliver) -> bool:
+        """Takes a step and hands out its waveforms. Returns whether there was anything to do."""
+        with self._step_lock, torch.no_grad():
+            if self._is_closed:
+                return False
+            try:
+                has_worked = self._admit()
+                for speech in list(self._active):
+                    has_worked |= self._take_text(speech, deliver)
+                prefills = self._get_prefills()
+                for branches in prefills:
+                    self._prefill(branches)
+                ready = [
+                    speech
+                    for speech in self._get_asking()
+                    if all(len(branch.inputs) == 1 for branch in speech.branches)
+                ]
+                if ready:
+                    self._make_frames(ready, deliver)
+                return has_worked or len(prefills) + len(ready) > 0
+            except BaseException as error:
+                self._end_all(error)
+                raise
+
+    def _admit(self) -> bool:
+        """Drops streams that were closed and lets others take their places. Returns whether there were any."""
+        closed = [speech for speech in self._active if speech.stream._is_closed]
+        for speech in closed:
+            self._remove(speech)
+        has_worked = len(closed) > 0
+        while self._waiting and len(self._active) < self.max_streams:
+            has_worked = True
+            speech = self._waiting.popleft()
+            if speech.stream._is_closed:
+                speech.stream._end()
+            else:
+                self._active.append(speech)
+        return has_worked
+
+    def _take_text(self, speech: _Speech, deliver: _Deliver) -> bool:
+        """Takes the text that has come, and asks for more where it is needed. Returns whether there was any."""
+        stream = speech.stream
+        has_come = len(stream._inbox) > 0
+        try:
+            while stream._inbox:
+                speech.is_pulling = False
+                stream._inbox.popleft()(speech.source)
+        except BaseException as error:
+            if not isinstance(error, Exception) and not self.is_running:
+                raise
+            self._remove(speech, error)
+            return True
+        if speech.needs is None or (has_come and speech.needs is _NEEDS_TEXT):
+            has_come = True
+            self._advance(speech, deliver)
+        if speech.needs is _NEEDS_TEXT and stream._pieces is not None and not speech.is_pulling:
+            speech.is_pulling = True
+            if self.is_running:
+                threading.Thread(target=stream._pull, args=(stream._pieces,), daemon=True).start()
+            else:
+                has_come = True
+                stream._pull(stream._pieces)
+        return has_come
+
+    def _advance(
+        self, speech: _Speech, deliver: _Deliver, frame: tuple[torch.Tensor, torch.Tensor, float] | None = None
+    ) -> None:
+        """Lets a stream go on after text has come, or with the frame that it needs."""
+        error, goes_on = None, False
+        try:
+            goes_on = speech.advance(frame)
+        except Exception as caught:
+            error = caught
+        for waveform in speech.waveforms:
+            deliver(speech.stream, waveform)
+        speech.waveforms.clear()
+        if not goes_on:
+            self._remove(speech, error)
+        elif speech.needs is _NEEDS_FRAME and speech.branches[0].row < 0:
+            for branch in speech.branches:
+                self._cache.add(branch)
+
+    def _remove(self, speech: _Speech, error: BaseException | None = None) -> None:
+        self._active.remove(speech)
+        for branch in speech.branches:
+            if branch.row >= 0:
+                self._cache.remove(branch)
+        speech.stream._end(error)
+
+    def _get_asking(self) -> list[_Speech]:
+        """Those that wait for a frame."""
+        return [speech for speech in self._active if speech.needs is _NEEDS_FRAME]
+
+    def _get_prefills(self) -> list[list[_Branch]]:
+        """
+        Branches that have more to read than a frame: in one batch those of all streams that speak and read on in their
+        text, in another those of the first stream that joins.
+        """
+        speaking: list[_Branch] = []
+        joining: list[_Branch] = []
+        for speech in self._get_asking():
+            branches = [branch for branch in speech.branches if len(branch.inputs) > 1]
+            if speech.is_speaking:
+                speaking += branches
+            elif not joining:
+                joining = branches
+        return [branches for branches in (speaking, joining) if branches]
+
+    def _prefill(self, branches: list[_Branch]) -> None:
+        """Reads the next inputs of some branches, except for each one's last, which the frame is made from."""
+        branches = sorted(branches, key=_get_row)
+        inputs = [branch.inputs[:-1][:MAX_PREFILL_POSITIONS] for branch in branches]
+        # What padding leaves behind a row's end is masked, and overwritten by what comes next.
+        self._forward(branches, torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True))
+        for branch, read in zip(branches, inputs, strict=True):
+            branch.length += len(read)
+            branch.inputs = branch.inputs[len(read) :]
+
+    def _make_frames(self, speeches: list[_Speech], deliver: _Deliver) -> None:
+        """Makes the next frame of these streams."""
+        model = self.model
+        branches = sorted((branch for speech in speeches for branch in speech.branches), key=_get_row)
+        outputs = self._forward(branches, torch.stack([branch.inputs for branch in branches]))
+        for branch in branches:
+            branch.length += 1
+        places = {branch.row: place for place, branch in enumerate(branches)}
+        # Without guidance both are the same branch.
+        conditional, unconditional = (
+            torch.tensor([places[speech.branches[index].row] for speech in speeches], device=model.device)
+            for index in (0, -1)
+        )
+        end_probabilities = torch.sigmoid(outputs.eos_logits[conditional, -1].float()).tolist()
+        hidden_states = outputs.last_hidden_state[:, -1]
+        scales = torch.tensor([[speech.guidance_scale] for speech in speeches], device=model.device)
+        difference = hidden_states[conditional] - hidden_states[unconditional]
+        mixed = (hidden_states[unconditional] + scales * difference).to(hidden_states.dtype)
+        noise = torch.cat([speech.draw_noise().to(model.device) for speech in speeches])
+        latents = model.generative_head(mixed, noise.to(mixed.dtype))
+        embeddings = model.embed_latents(latents[:, None])
+        for speech, *frame in zip(speeches, latents, embeddings, end_probabilities, strict=True):
+            self._advance(speech, deliver, tuple(frame))
+
+    def _forward(self, branches: list[_Branch], inputs_embeds: torch.Tensor) -> Any:
+        """Runs the model on the next inputs (batch_size, num_positions, hidden_size) of branches in order of their rows."""
+        places = self._cache.prepare(branches, inputs_embeds.shape[1], inputs_embeds.device)
+        is_ahead = torch.arange(places.length, device=inputs_embeds.device) > places.positions[..., None]
+        mask = torch.zeros_like(is_ahead, dtype=inputs_embeds.dtype)
+        mask = mask.masked_fill(is_ahead, torch.finfo(mask.dtype).min)
+        return self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=mask[:, None],
+            position_ids=places.positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+
+
+def _get_row(branch: _Branch) -> int:
+    return branch.row
+
+
+def _raise(error: BaseException, source: _TextSource) -> None:
+    raise error
+
+
+def _closed_error() -> RuntimeError:
+    return RuntimeError("The server was closed before the speech ended.")
+
+
+__all__ = ["SledStream", "SledStreamServer"]
