@@ -130,6 +130,12 @@ class SledGenerativeHead(nn.Module):
         self.res_blocks = nn.ModuleList(SledGenerativeHeadBlock(width) for _ in range(config.head_num_layers))
         self.final_layer = SledGenerativeHeadFinalLayer(width, config.latent_dim)
 
+    @property
+    def zero_initialized_layers(self) -> list[nn.Linear]:
+        """The layers that start at zero: a fresh head ignores its noise and puts out zeros."""
+        modulations = [block.adaLN_modulation[-1] for block in (*self.res_blocks, self.final_layer)]
+        return [*modulations, self.final_layer.linear]
+
     def forward(self, hidden_states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """
         Samples a latent for every hidden state.
@@ -232,27 +238,6 @@ class SledPreTrainedModel(PreTrainedModel):
                 state_dict.update((name, reader.get_slice(name)) for name in reader.keys())  # noqa: SIM118
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, SledForSpeechSynthesis):
-            for linear in (module.z_proj, module.eos_head):
-                _xavier_init(linear)
-        elif isinstance(module, SledGenerativeHead):
-            for name, linear in module.named_modules():
-                if not isinstance(linear, nn.Linear):
-                    continue
-                _xavier_init(linear)
-                # A fresh head ignores its noise and puts out zeros.
-                if "adaLN_modulation" in name or name == "final_layer.linear":
-                    init.zeros_(linear.weight)
-
-
-def _xavier_init(linear: nn.Linear) -> None:
-    init.xavier_uniform_(linear.weight)
-    if linear.bias is not None:
-        init.zeros_(linear.bias)
-
 
 class SledModel(SledPreTrainedModel, LlamaModel):
     """
@@ -311,6 +296,14 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             self.codec = SledCodec(config.codec_config)
         self.fill_generation_config()
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # The backbone and the codec initialize themselves: what comes here is `z_proj`, `eos_head` and the head's.
+        if isinstance(module, nn.Linear):
+            is_zero = any(module is layer for layer in self.generative_head.zero_initialized_layers)
+            (init.zeros_ if is_zero else init.xavier_uniform_)(module.weight)
 
     @classmethod
     def from_pretrained(
@@ -407,8 +400,8 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"The checkpoint {str(pretrained_model_name_or_path)!r} is incomplete: {len(missing_keys)} weights are "
                 f"missing, {', '.join(missing_keys[:5])}{', ...' if len(missing_keys) > 5 else ''}."
             )
-        if separate_codec is not None:
-            model._attach_codec(separate_codec)
+        # Loading makes all weights trainable.
+        model._attach_codec(model.get_codec() if separate_codec is None else separate_codec)
         return (model, loading_info) if with_loading_info else model  # type: ignore[return-value]
 
     @staticmethod
@@ -439,7 +432,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         self._attach_codec(_copy_codec(codec))
 
     def _attach_codec(self, codec: SledCodec) -> None:
-        self.codec = codec.to(self.device).eval()
+        self.codec = codec.to(self.device).eval().requires_grad_(False)
         # Saved with the model, it no longer depends on where it came from.
         codec.config.name_or_path = ""
         self.config.codec_config = codec.config
@@ -484,17 +477,14 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             return
         # A model loaded from Hub code brings its code along by itself.
         changes_code = not self.is_remote_code()
-        attributes = vars(self.config)
-        auto_map = attributes.pop("auto_map", None) if changes_code else None
-        if changes_code and include_code:
-            attributes["auto_map"] = dict(AUTO_MAP)
+        auto_map = getattr(self.config, "auto_map", None)
+        if changes_code:
+            self._set_auto_map(dict(AUTO_MAP) if include_code else None)
         try:
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         finally:
             if changes_code:
-                attributes.pop("auto_map", None)
-            if auto_map is not None:
-                attributes["auto_map"] = auto_map
+                self._set_auto_map(auto_map)
         if not is_main_process:
             return
         if changes_code and include_code:
@@ -502,6 +492,12 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         link_processor(save_directory)
         if self.codec is not None and not Path(save_directory, CARD_NAME).exists():
             create_model_card(self, name, include_code or not changes_code).save(Path(save_directory, CARD_NAME))
+
+    def _set_auto_map(self, auto_map: dict[str, str] | None) -> None:
+        if auto_map is not None:
+            self.config.auto_map = auto_map
+        elif hasattr(self.config, "auto_map"):
+            del self.config.auto_map
 
     def get_codec(self) -> SledCodec:
         """
