@@ -21,6 +21,7 @@ from typing import Any
 import datasets
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
@@ -28,6 +29,7 @@ from transformers import (
     EncodecFeatureExtractor,
     EncodecModel,
     HfArgumentParser,
+    SchedulerType,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -45,6 +47,7 @@ from transformers_sled.data_sled import (
     load_source,
 )
 from transformers_sled.streaming_sled import encode_text
+
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +94,8 @@ class DataArguments:
     num_audio_samples: int = field(
         default=4, metadata={"help": "Utterances of the evaluation split to speak at every evaluation."}
     )
+    language: str | None = field(default=None, metadata={"help": "For the model card: code of the speech's language."})
+    license: str | None = field(default=None, metadata={"help": "For the model card: the license of the model."})
 
 
 @dataclass
@@ -196,6 +201,52 @@ class SledTrainer(Trainer):
         output.metrics[f"{metric_key_prefix}_energy_loss"] = energy
         output.metrics[f"{metric_key_prefix}_eos_loss"] = eos
         return output
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds to the card that the model is saved with what this run knows: data, settings and losses."""
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "README.md"
+        card = ModelCard.load(path)
+        card.data.language = language or card.data.language
+        card.data.license = license or card.data.license
+        # Folders of this machine mean nothing to a reader of the card.
+        if dataset is not None and not Path(dataset).exists():
+            card.data.datasets = [dataset]
+        if finetuned_from is not None and not Path(finetuned_from).exists():
+            card.data.base_model = finetuned_from
+        args, rows = self.args, []
+        schedule = SchedulerType(args.lr_scheduler_type).value
+        if self.train_dataset is not None:
+            rows += [
+                ("utterances", len(self.train_dataset)),
+                ("optimizer steps", self.state.global_step),
+                ("utterances a step", self.get_total_train_batch_size(args)),
+                (
+                    "learning rate",
+                    f"{args.learning_rate}, {schedule}, {args.warmup_steps} warm-up steps",
+                ),
+                ("AdamW", f"betas {args.adam_beta1} and {args.adam_beta2}, weight decay {args.weight_decay}"),
+                ("gradient norm", f"at most {args.max_grad_norm}"),
+                ("precision", "bfloat16" if args.bf16 else "float32"),
+            ]
+        evaluations = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        if evaluations:
+            rows += [
+                (f"evaluation {part.replace('_', ' ')}", f"{evaluations[-1][f'eval_{part}']:.4f}")
+                for part in ("energy_loss", "eos_loss")
+            ]
+        table = "".join(f"| {name} | {value} |\n" for name, value in rows)
+        heading = "\n## This run\n"
+        card.text = card.text.split(heading)[0].rstrip() + f"\n{heading}\n| | |\n| --- | --- |\n{table}"
+        card.save(path)
 
 
 class AudioSamples(TrainerCallback):
@@ -467,8 +518,16 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    card = {
+        "language": data_args.language,
+        "license": data_args.license,
+        "finetuned_from": model_args.model_name_or_path,
+        "dataset": data_args.dataset_name,
+    }
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(**card)
+    elif do_train:
+        trainer.create_model_card(**card)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser, RobertaTokenizer
 
 from transformers_sled.data_sled import load_source
 
+
 # The ids that the released models use: 0, 1, 2 and 3. <mask> has no embedding and comes after the last piece.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 NUM_BYTES = 256

@@ -11,6 +11,7 @@ from transformers import EncodecModel
 from transformers_sled.data_sled import SledDataCollator, extract_codes
 from transformers_sled.processing_sled import SledProcessor
 
+
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 RATE = 24000
 TEXTS = ["Stop.", "The dog barked all night, and she left </s> at once."]

@@ -24,6 +24,7 @@ from transformers_sled.data_sled import (
     read_audio,
 )
 
+
 CODEC = Path(__file__).parent / "fixtures" / "golden" / "codec"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RATE = 24000
@@ -301,6 +302,11 @@ def test_bad_arguments(codec, tmp_path, corpus, arguments, message):
     with pytest.raises(ValueError, match=message):
         prepare_dataset(corpus, tmp_path / "out", codec, **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_codec_without_codebooks(codec, tmp_path, corpus):
+    with pytest.raises(ValueError, match="empty codebooks"):
+        prepare_dataset(corpus, tmp_path / "out", EncodecModel(codec.config))
 
 
 def test_read_audio_resamples_averages_channels_and_reads_part(tmp_path):

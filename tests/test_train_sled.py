@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
 
 from transformers_sled import SledForSpeechSynthesis
 from transformers_sled.data_sled import prepare_dataset
 from transformers_sled.processing_sled import SledProcessor
+
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_sled.py"
@@ -208,7 +210,7 @@ def test_killed_and_resumed_is_uninterrupted(train, arguments, with_dropout, tmp
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-9"]
 
 
-def test_evaluation_by_part_and_audio(train, with_dropout):
+def test_evaluation_by_part_with_audio_and_a_card(train, with_dropout):
     settings = {
         "model_name_or_path": with_dropout,
         "max_steps": 4,
@@ -217,6 +219,8 @@ def test_evaluation_by_part_and_audio(train, with_dropout):
         "num_audio_samples": 2,
         "per_device_eval_batch_size": 3,
         "report_to": "tensorboard",
+        "language": "en",
+        "license": "apache-2.0",
     }
     folder = train("run", **settings)
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
@@ -236,6 +240,11 @@ def test_evaluation_by_part_and_audio(train, with_dropout):
     tags = EventAccumulator(str(events)).Reload().Tags()
     assert {"train/energy_loss", "train/eos_loss", "eval/energy_loss", "eval/eos_loss"} <= set(tags["scalars"])
     assert {"sample/0", "sample/1"} <= set(tags["images"])
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.language, card.data.license, card.data.pipeline_tag) == ("en", "apache-2.0", "text-to-speech")
+    assert "| utterances | 16 |" in card.text
+    assert f"| evaluation energy loss | {evaluations[-1]['eval_energy_loss']:.4f} |" in card.text
+    assert str(with_dropout) not in card.content
 
 
 def test_evaluation_does_not_depend_on_its_batches(train, checkpoint):

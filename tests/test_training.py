@@ -10,6 +10,7 @@ from transformers_sled import SledForSpeechSynthesis
 from transformers_sled.data_sled import SledDataCollator, extract_codes
 from transformers_sled.processing_sled import SledProcessor
 
+
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 # Speech chunks of 9 frames after 5 tokens: text ends first, speech ends first, on a chunk boundary and within one.
 TEXTS = [

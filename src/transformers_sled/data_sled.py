@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from .streaming_sled import encode_text
 
+
 if TYPE_CHECKING:
     from transformers import EncodecModel, PreTrainedTokenizerBase
 
@@ -608,6 +609,8 @@ def prepare_dataset(
         raise ValueError(f"`bandwidth` must be one of {codec.config.target_bandwidths}, got {bandwidth}")
     if codec.config.chunk_length_s is not None or codec.config.audio_channels != 1:
         raise ValueError("`codec` must be a mono EnCodec without chunks, such as facebook/encodec_24khz")
+    if not codec.quantizer.layers[0].codebook.embed.any():
+        raise ValueError("`codec` has empty codebooks: its quantizer has not been trained")
     if dataset.column_names == ["cut"]:
         parse: Callable[[Any], dict[str, Any]] = partial(_parse_cut_row, audio_root=audio_root)
     else:
