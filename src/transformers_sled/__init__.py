@@ -3,9 +3,12 @@
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForTextToWaveform, AutoProcessor
 
 from .configuration_sled import SledConfig
-from .generation_sled import SledGenerateOutput
+from .generation_sled import SledGenerateOutput, SledGenerationMixin
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
 from .processing_sled import SledProcessor
+from .serving_sled import SledStream, SledStreamServer
+from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, SledStreamingDecoder
+
 
 AutoConfig.register("sled", SledConfig)
 # `AutoConfig.register` takes one model type for a class; this is the released checkpoints'.
@@ -15,12 +18,19 @@ AutoModelForTextToWaveform.register(SledConfig, SledForSpeechSynthesis)
 AutoProcessor.register(SledConfig, SledProcessor)
 
 __all__ = [
+    "SledAudioChunker",
+    "SledAudioStreamer",
     "SledConfig",
     "SledForSpeechSynthesis",
     "SledGenerateOutput",
+    "SledGenerationMixin",
     "SledGenerativeHead",
+    "SledIncrementalTokenizer",
     "SledModel",
     "SledOutput",
     "SledProcessor",
     "SledPromptOutput",
+    "SledStream",
+    "SledStreamServer",
+    "SledStreamingDecoder",
 ]
