@@ -5,6 +5,7 @@ import contextlib
 import copy
 import itertools
 import math
+import re
 import threading
 from collections.abc import (
     AsyncGenerator,
@@ -28,11 +29,13 @@ from transformers.generation import (
     GenerationMode,
     LogitsProcessorList,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     StoppingCriteriaList,
 )
 from transformers.modeling_outputs import ModelOutput
 
 from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, encode_text
+
 
 if TYPE_CHECKING:
     from .modeling_sled import SledForSpeechSynthesis
@@ -47,8 +50,8 @@ INTERLEAVED_EOS_THRESHOLD = 0.5
 MAX_SECONDS_PER_TOKEN = 1.0
 MAX_EXTRA_SECONDS = 2.0
 
-# An offline model needs the whole text before its first frame; a source that goes on beyond this is taken for endless.
-MAX_OFFLINE_CHARACTERS = 1_000_000
+# A source that goes on beyond this many characters, or empty pieces, before there is anything to speak is taken for endless.
+MAX_WAITING_CHARACTERS = 1_000_000
 
 # What a stream yields after a step that completes no waveform, and in place of one when it waits for text.
 _WORKING, _NEEDS_TEXT = object(), object()
@@ -98,6 +101,8 @@ class _Row:
     num_frames: int = 0
     num_frames_in_chunk: int = 0
     has_ended: bool = False
+    # Ended by a stopping criterion, which ends the parts to come as well.
+    is_stopped: bool = False
 
     @property
     def num_prompt_frames(self) -> int:
@@ -126,6 +131,7 @@ class _Utterance:
     # Frames heard in the part before the one that is being spoken, the voice prompt included.
     previous_frames: list[torch.Tensor] = field(default_factory=list)
     part_frames: list[torch.Tensor] = field(default_factory=list)
+    is_stopped: bool = False
 
     def add(self, latents: torch.Tensor, eos_logits: torch.Tensor, is_heard: bool) -> None:
         self.latents.append(latents)
@@ -238,7 +244,8 @@ class SledGenerationMixin(GenerationMixin):
             stopping_criteria ([`~transformers.StoppingCriteriaList`], *optional*):
                 Further criteria. They see placeholder ids, one for each frame so far, and the end-of-speech logits.
             streamer ([`SledAudioStreamer`], *optional*):
-                Receives the audio of a single row as it is made.
+                Receives the audio of a single row as it is made. If its consumer leaves, generation stops and returns
+                nothing.
             kwargs:
                 Generation parameters. `guidance_scale` (2.0; 1 is off), `temperature` (1.0; scale of the noise),
                 `do_sample` (`True`; `False` is zero noise), `eos_threshold` (probability that ends the speech),
@@ -281,22 +288,26 @@ class SledGenerationMixin(GenerationMixin):
             for parts, prompt in zip(texts, prompts, strict=True):
                 for index, part in enumerate(parts):
                     self._check_fits(len(part), len(prompt) if index == 0 and prompt is not None else 0)
-            output = self._generate_parts(
+            utterances = self._generate_parts(
                 texts,
                 prompts,
                 generators,
                 shared_generator,
                 generation_config,
-                stopping_criteria,
+                _get_timed_criteria(generation_config, stopping_criteria),
                 streamer,
                 model_kwargs,
             )
+            if streamer is not None:
+                # Before the whole is decoded once more for the return value.
+                streamer.end()
         except BaseException as error:
             if streamer is not None:
                 streamer.end(error)
             raise
-        if streamer is not None:
-            streamer.end()
+        if streamer is not None and streamer.closed:
+            utterances = [_Utterance([])]
+        output = self._collect(utterances)
         return output if generation_config.return_dict_in_generate else list(output.audio or ())
 
     def stream(
@@ -345,7 +356,10 @@ class SledGenerationMixin(GenerationMixin):
         """
         source, pieces, events = self._prepare_stream(text, processor, chunk_duration, max_duration, kwargs)
         if isinstance(pieces, AsyncIterator):
-            raise ValueError("`text` must be a string or an iterable of strings; `astream` takes asynchronous ones.")
+            raise ValueError(
+                f"`text` must be a string or an iterable of strings, got {type(text).__name__}: `astream` takes "
+                "asynchronous iterables."
+            )
         return _drive(events, source, pieces)
 
     def astream(
@@ -399,6 +413,8 @@ class SledGenerationMixin(GenerationMixin):
         """Checks the arguments of a stream. Returns where its text goes, where it comes from, and the stream itself."""
         if isinstance(text, bytes | bytearray | dict) or not isinstance(text, str | Iterable | AsyncIterable):
             raise ValueError(f"`text` must be a string or an iterable of strings, got {type(text).__name__}.")
+        if not hasattr(processor, "split_text"):
+            raise ValueError(f"`processor` must be a `SledProcessor`, got {type(processor).__name__}.")
         if max_duration is not None and not (isinstance(max_duration, int | float) and 0 < max_duration < math.inf):
             raise ValueError(f"`max_duration` must be a positive number of seconds, got {max_duration!r}.")
         voice_names = ("prompt_text", "prompt_audio", "prompt_latents", "prompt_latents_mask", "sampling_rate")
@@ -411,6 +427,7 @@ class SledGenerationMixin(GenerationMixin):
             kwargs.pop("generation_config", None), **kwargs
         )
         _check_generation_config(generation_config)
+        stopping_criteria = _get_timed_criteria(generation_config, stopping_criteria)
         if (generation_config.num_return_sequences or 1) != 1:
             raise ValueError(f"`num_return_sequences` must be 1, got {generation_config.num_return_sequences}.")
         self._validate_model_kwargs(model_kwargs)
@@ -427,7 +444,13 @@ class SledGenerationMixin(GenerationMixin):
         prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
         (prompt,) = self._get_prompts(1, *(inputs.get(name) for name in prompt_names))
         num_prompt_frames = 0 if prompt is None else len(prompt)
-        source = _TextSource(processor, voice.get("prompt_text"), num_prompt_frames, self.config.is_interleaved)
+        source = _TextSource(
+            processor,
+            voice.get("prompt_text"),
+            num_prompt_frames,
+            self.config.is_interleaved,
+            self._get_num_first_tokens(num_prompt_frames),
+        )
         if is_whole:
             for ids in self._get_texts(inputs["input_ids"], inputs["attention_mask"])[0]:
                 self._check_fits(len(ids), 0 if source.parts else num_prompt_frames)
@@ -466,7 +489,8 @@ class SledGenerationMixin(GenerationMixin):
                 yield _NEEDS_TEXT
             # The list is the part's own, so that ids that arrive later are there when the next part is primed with it.
             utterance.parts.append(part.ids)
-            row = self._get_row(utterance, index, generation_config, num_frames)
+            is_last = not part.is_complete or (source.is_finished and index == len(source.parts) - 1)
+            row = self._get_row(utterance, index, generation_config, num_frames, is_last)
             if row is None:
                 break
             num_primed = len(row.text.ids) - len(part.ids)
@@ -485,8 +509,8 @@ class SledGenerationMixin(GenerationMixin):
                     utterance.part_frames.append(frame.latents[0])
                     waveforms = chunker.push(frame.latents[None, 0:1])
                 yield from waveforms or (_WORKING,)
-            if not part.is_complete:
-                # An early end is final.
+            if row.is_stopped or not part.is_complete:
+                # The end of a part that is still being written is final.
                 break
         yield from chunker.finish()
 
@@ -500,7 +524,7 @@ class SledGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList | None,
         streamer: SledAudioStreamer | None,
         model_kwargs: dict[str, Any],
-    ) -> SledGenerateOutput:
+    ) -> list[_Utterance]:
         """Speaks the parts of every row in turn; all rows that have an n-th part speak it in one batch."""
         utterances = [_Utterance(parts, prompt) for parts, prompt in zip(texts, prompts, strict=True)]
         if streamer is not None and prompts[0] is not None:
@@ -523,8 +547,10 @@ class SledGenerationMixin(GenerationMixin):
                 if streamer is not None and frame.is_heard[0]:
                     streamer.put(frame.latents[None, :1])
                 if streamer is not None and streamer.closed:
-                    return self._collect(utterances)
-        return self._collect(utterances)
+                    return utterances
+            for utterance, row in zip(members, rows, strict=True):
+                utterance.is_stopped = row.is_stopped
+        return utterances
 
     def _get_row(
         self: "SledForSpeechSynthesis",
@@ -532,16 +558,18 @@ class SledGenerationMixin(GenerationMixin):
         index: int,
         generation_config: GenerationConfig,
         num_frames: int,
+        is_last: bool | None = None,
     ) -> _Row | None:
         """The loop's view of the `index`-th part of an utterance, or `None` if there is nothing left to say."""
-        if index >= len(utterance.parts):
+        if index >= len(utterance.parts) or utterance.is_stopped:
             return None
         max_frames = generation_config.max_new_tokens
         if max_frames is not None:
             max_frames -= num_frames
             if max_frames <= 0:
                 return None
-        is_last = index == len(utterance.parts) - 1
+        if is_last is None:
+            is_last = index == len(utterance.parts) - 1
         min_frames = max(0, (generation_config.min_new_tokens or 0) - num_frames) if is_last else 0
         utterance.start_part()
         ids, prompt = self._prime(utterance.parts[: index + 1], utterance.previous_frames, utterance.prompt)
@@ -933,7 +961,8 @@ class SledGenerationMixin(GenerationMixin):
             row.num_frames_in_chunk += 1
             is_alive[index] = True
             is_heard[index] = not (is_end[place] and row.num_frames > row.min_frames)
-            row.has_ended = not is_heard[index] or is_stopped[place] or row.num_frames >= self._get_frame_limit(row)
+            row.is_stopped = is_stopped[place]
+            row.has_ended = not is_heard[index] or row.is_stopped or row.num_frames >= self._get_frame_limit(row)
         ended = {place for place, index in enumerate(live) if rows[index].has_ended}
         if len(live) < len(rows):
             all_latents, all_logits = latents.new_zeros(len(rows), latents.shape[1]), eos_logits.new_zeros(len(rows))
@@ -951,14 +980,19 @@ class SledGenerationMixin(GenerationMixin):
         """Whether the text for the row's next step has arrived."""
         if row.text.is_complete:
             return True
-        text_size, speech_size = self.config.text_chunk_size, self.config.speech_chunk_size
-        if text_size is None or speech_size is None:
+        text_size = self.config.text_chunk_size
+        if text_size is None:
             return False
         if row.num_tokens_read == 0:
-            # The first step feeds every chunk that the prompt's frames fill, and the one after.
-            num_chunks = row.num_prompt_frames // speech_size + 1
-            return len(row.text.ids) >= num_chunks * text_size
+            return len(row.text.ids) >= self._get_num_first_tokens(row.num_prompt_frames)
         return not self._is_chunk_due(row) or len(row.text.ids) - row.num_tokens_read >= text_size
+
+    def _get_num_first_tokens(self: "SledForSpeechSynthesis", num_prompt_frames: int) -> int:
+        """What an interleaved model reads before its first frame: every chunk that the prompt fills, and the one after."""
+        text_size, speech_size = self.config.text_chunk_size, self.config.speech_chunk_size
+        if text_size is None or speech_size is None:
+            return 0
+        return (num_prompt_frames // speech_size + 1) * text_size
 
     def _read_chunk(self: "SledForSpeechSynthesis", row: _Row) -> list[int]:
         """Ids of the next text chunk if one is due now, empty otherwise."""
@@ -1001,76 +1035,149 @@ class SledGenerationMixin(GenerationMixin):
 
 class _TextSource:
     """
-    Turns pieces of text into parts: token ids of texts that fit the model's positions, the last of which may still be
-    arriving. Text goes into a part as it comes until the part has its share of the positions, and then up to the end of
-    the sentence.
+    Turns pieces of text into parts: token ids of texts that fit the model's positions.
+
+    An interleaved model gets the first part as it is written. Whether the text ends up as one part shows late, and with it
+    whether the part must leave room to be primed with: once the part has its share, text from the end of the sentence on
+    is held back until all of it has arrived, or more than fits. Later parts are made of whole sentences.
     """
 
     def __init__(
-        self, processor: "SledProcessor", prompt_text: str | None, num_prompt_frames: int, is_interleaved: bool
+        self,
+        processor: "SledProcessor",
+        prompt_text: str | None,
+        num_prompt_frames: int,
+        is_interleaved: bool,
+        num_first_tokens: int = 0,
     ) -> None:
         self.processor = processor
         self.num_prompt_frames = num_prompt_frames
         self.is_interleaved = is_interleaved
+        # What the model reads before its first frame, which is never held back.
+        self.num_first_tokens = num_first_tokens
         self.parts: list[SledText] = []
         self.is_finished = False
         self._prefix = "" if prompt_text is None else f"{prompt_text} "
+        self._num_prompt_positions = 0
+        if num_prompt_frames > 0:
+            self._num_prompt_positions = processor.estimate_num_positions(self._prefix, num_prompt_frames)
         self._tokenizer: SledIncrementalTokenizer | None = None
+        # Pieces without anything to speak, or all of them for an offline model.
+        self._waiting: list[str] = []
+        self._num_waiting = 0
         self._is_blank = True
-        self._num_pieces = 0
         # The text of the open part, as far as the tokenizer has it, and what is held back.
-        self._text = self._held = ""
+        self._text, self._held = "", self._prefix
+        # Estimated positions of the last part that is closed.
+        self._num_previous = 0
+        # No text of more characters than this fits, so no more is looked at in one go.
+        self._num_characters = 1
+        while processor.estimate_num_positions("a" * self._num_characters) <= processor.max_position_embeddings:
+            self._num_characters *= 2
 
     def push(self, piece: str) -> None:
         """Takes the next piece."""
         if not isinstance(piece, str):
             raise ValueError(f"`text` must yield strings, got {piece!r} of type {type(piece).__name__}.")
-        self._is_blank = self._is_blank and not piece.strip()
-        self._num_pieces += 1
-        self._held += self._prefix + piece
-        self._prefix = ""
-        if not self.is_interleaved:
-            if max(len(self._held), self._num_pieces) > MAX_OFFLINE_CHARACTERS:
-                raise ValueError(
-                    f"`text` is still going on after {MAX_OFFLINE_CHARACTERS:,} characters or pieces, but an offline model "
-                    "needs the whole text before it speaks. Use an interleaved model for text without end."
-                )
-            return
-        self._advance()
+        has_words = bool(piece) and not piece.isspace()
+        self._is_blank = self._is_blank and not has_words
+        self._waiting.append(piece)
+        self._num_waiting += max(1, len(piece))
+        if self.is_interleaved and (has_words or (piece and self._tokenizer is not None)):
+            num_ids = sum(len(part.ids) for part in self.parts[-1:])
+            state = len(self.parts), num_ids, len(self._held)
+            self._held += "".join(self._waiting)
+            self._waiting = []
+            self._advance()
+            num_ids = sum(len(part.ids) for part in self.parts[-1:])
+            if state != (len(self.parts), num_ids, len(self._held)):
+                self._num_waiting = 0
+        if self._num_waiting > MAX_WAITING_CHARACTERS:
+            reason = (
+                "without anything to speak"
+                if self.is_interleaved
+                else "and an offline model needs the whole text before it speaks. Use an interleaved model for text without end"
+            )
+            raise ValueError(
+                f"`text` is still going on after {MAX_WAITING_CHARACTERS:,} characters or empty pieces, {reason}."
+            )
 
     def finish(self) -> None:
         """Ends the text."""
         if self._is_blank:
             raise ValueError("`text` must not be empty, but its source has ended without any.")
-        if self.is_interleaved:
-            self._close_part(len(self._held))
-        else:
-            for part in self.processor.split_text(self._held, self.num_prompt_frames):
+        self._held += "".join(self._waiting)
+        if not self.is_interleaved:
+            for part in self.processor.split_text(self._held, self.num_prompt_frames, len(self._prefix)):
                 self.parts.append(SledText(encode_text(self.processor.tokenizer, part)))
+        elif self._is_first() or self._held.strip():
+            self._close_part(len(self._held))
         self.is_finished = True
+
+    def _is_first(self) -> bool:
+        return not self.parts or not self.parts[0].is_complete
+
+    def _count_positions(self, text: str) -> int:
+        return self.processor.estimate_num_positions(text, self.num_prompt_frames if self._is_first() else 0)
+
+    def _get_sentence_ends(self, text: str) -> list[int]:
+        """Where a part of this text may end after a sentence. The last sentence may go on and does not count."""
+        ends = itertools.accumulate(len(sentence) for sentence in self.processor.split_sentences(text)[:-1])
+        return [end for end in ends if end >= self._get_first_end()]
+
+    def _get_word_ends(self, text: str, num_positions: float) -> list[int]:
+        """Where a part of this text, of at most this many positions, may end after a word."""
+        ends = [match.end() for match in re.finditer(r"\S+(?=\s)", text)]
+        return [
+            end for end in ends if end >= self._get_first_end() and self._count_positions(text[:end]) <= num_positions
+        ]
+
+    def _get_first_end(self) -> int:
+        """No part ends inside what the tokenizer has, and the first one goes beyond what the prompt says."""
+        return max(len(self._text), len(self._prefix) + 1 if self._is_first() else 1)
 
     def _advance(self) -> None:
         """Moves text that is held back into parts, as far as it is clear where it belongs."""
-        num_positions = self.processor.max_position_embeddings
-        while (self._text + self._held).strip():
-            text = self._text + self._held
-            num_prompt_frames = self.num_prompt_frames if len(self.parts) <= 1 else 0
-            estimate = self.processor.estimate_num_positions(text, num_prompt_frames)
-            if estimate <= num_positions / 3:
-                self._release(len(self._held))
-                return
-            # The last sentence may go on. One that ends in what the tokenizer has already cannot end the part any more.
-            ends = itertools.accumulate(len(sentence) for sentence in self.processor.split_sentences(text)[:-1])
-            end = next((end for end in ends if end >= max(1, len(self._text))), None)
-            # The last word is held back: whether a sentence ends with it shows in what follows.
-            words = text.rstrip()
-            last_word = max(len(words) - len(words.split()[-1]), len(self._text))
-            if end is None and estimate > num_positions * 2 / 3:
-                end = last_word if text[:last_word].strip() else len(text)
-            if end is None:
-                self._release(last_word - len(self._text))
-                return
+        while (end := self._find_end()) is not None:
             self._close_part(end - len(self._text))
+        if self._is_first():
+            self._release(self._find_hold() - len(self._text))
+            while self._held and len(self.parts[0].ids) < self.num_first_tokens:
+                words = self._held.split(maxsplit=1)
+                self._release(len(self._held) - len(words[1]) if len(words) > 1 else len(self._held))
+
+    def _find_end(self) -> int | None:
+        """Where the part at the start of the text ends, or `None` if it may still take what follows."""
+        num_positions = self.processor.max_position_embeddings
+        text = (self._text + self._held)[: self._num_characters]
+        count = self._count_positions(text)
+        # A text that does not fit is cut into parts that leave each other room.
+        limit = min(num_positions / 2, num_positions - self._num_previous)
+        if count <= (num_positions if self._is_first() else limit):
+            return None
+        ends = self._get_sentence_ends(text)
+        fitting = [end for end in ends if self._count_positions(text[:end]) <= limit]
+        if fitting:
+            return fitting[-1]
+        if ends and self._count_positions(text[: ends[0]]) <= num_positions:
+            return ends[0]
+        if count <= num_positions:
+            return None
+        # A sentence that does not fit is cut after a word.
+        words = self._get_word_ends(text, num_positions / 2)
+        return words[-1] if words else max(self._get_first_end(), len(text) // 2)
+
+    def _find_hold(self) -> int:
+        """How far the text of the first part goes for certain, as long as it is not clear whether all of it fits."""
+        text = self._text + self._held
+        free = self.processor.max_position_embeddings - self._num_prompt_positions
+        if self._count_positions(text) <= self._num_prompt_positions + free / 3:
+            return len(text)
+        for end in self._get_sentence_ends(text):
+            if self._count_positions(text[:end]) >= self._num_prompt_positions + free / 3:
+                return end
+        words = self._get_word_ends(text, self._num_prompt_positions + free / 2)
+        return words[-1] if words else len(self._text)
 
     def _release(self, length: int) -> None:
         """Passes held back characters to the open part, which this opens if need be."""
@@ -1083,8 +1190,7 @@ class _TextSource:
 
     def _close_part(self, length: int) -> None:
         """Passes held back characters to the open part and ends it."""
-        if self._tokenizer is None and not self._held[:length].strip():
-            return
+        self._num_previous = self._count_positions(self._text + self._held[:length])
         self._release(length)
         if self._tokenizer is not None:
             self.parts[-1].ids += self._tokenizer.finish()
@@ -1164,6 +1270,8 @@ def _in_daemon_thread(function: Callable[[], Any]) -> Awaitable[Any]:
         # The loop may be gone by now, and with it whoever waits.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(set_result, result, error)
+        # The error's traceback refers to this frame: without a cycle, what it holds goes with the error.
+        del error
 
     threading.Thread(target=run, daemon=True).start()
     return future
@@ -1185,6 +1293,17 @@ def _get_generators(
     if len(generator) != num_rows:
         raise ValueError(f"`generator` must have one generator for each of the {num_rows} rows, got {len(generator)}.")
     return None, list(generator)
+
+
+def _get_timed_criteria(
+    generation_config: GenerationConfig, stopping_criteria: StoppingCriteriaList | None
+) -> StoppingCriteriaList:
+    """Makes `max_time` a criterion from now on, for all parts of a text together."""
+    criteria = StoppingCriteriaList(stopping_criteria or [])
+    if generation_config.max_time is not None:
+        criteria.append(MaxTimeCriteria(generation_config.max_time))
+        generation_config.max_time = None
+    return criteria
 
 
 def _check_generation_config(generation_config: GenerationConfig) -> None:

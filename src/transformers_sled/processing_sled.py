@@ -254,6 +254,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             raise ValueError("Give the voice either as `prompt_audio` or as `prompt_latents`.")
         if prompt_latents_mask is not None and prompt_latents is None:
             raise ValueError("`prompt_latents_mask` needs `prompt_latents`.")
+        prompt_texts = [""] * len(texts)
         if prompt_text is not None:
             if not has_prompt:
                 raise ValueError(
@@ -291,15 +292,15 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             rows = [encode_text(self.tokenizer, one) for one in texts]
         else:
             rows = []
-            for one, num_frames in zip(texts, num_prompt_frames, strict=True):
-                parts = self.split_text(one, num_prompt_frames=num_frames)
+            for one, before, num_frames in zip(texts, prompt_texts, num_prompt_frames, strict=True):
+                parts = self.split_text(one, num_frames, len(f"{before} ") if before else 0)
                 rows.append([token for part in parts for token in encode_text(self.tokenizer, part)])
         encoded = self.tokenizer.pad({"input_ids": rows}, return_attention_mask=True, return_tensors="pt")
         return SledBatchFeature(
             {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], **data}
         )
 
-    def split_text(self, text: str, num_prompt_frames: int = 0) -> list[str]:
+    def split_text(self, text: str, num_prompt_frames: int = 0, num_prompt_characters: int = 0) -> list[str]:
         """
         Splits a text that does not fit the model's positions with its speech into parts of whole sentences, each short
         enough that it fits together with the part before it. Joined, the parts are the text.
@@ -309,6 +310,8 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                 Text, with the transcript of the voice prompt at its start if there is one.
             num_prompt_frames (`int`, *optional*, defaults to 0):
                 Length in frames of the voice prompt, which is part of the first part.
+            num_prompt_characters (`int`, *optional*, defaults to 0):
+                Length of what the voice prompt says at the start of the text. The first part goes beyond it.
 
         Returns:
             `list[str]`: the parts, a single one where the text fits. White space between sentences starts the later one.
@@ -319,9 +322,20 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         if self.estimate_num_positions(text, num_prompt_frames) <= self.max_position_embeddings:
             return [text]
         parts: list[str] = []
+        limit = self.max_position_embeddings / 2
         for sentence in self.split_sentences(text):
-            frames = num_prompt_frames if not parts else 0
-            num_positions = self.estimate_num_positions(sentence, frames)
+            is_prompt_only = len(parts) == 1 and len(parts[0]) <= num_prompt_characters
+            if parts:
+                frames = num_prompt_frames if len(parts) == 1 else 0
+                num_positions = self.estimate_num_positions(parts[-1] + sentence, frames)
+                if num_positions <= (self.max_position_embeddings if is_prompt_only else limit):
+                    parts[-1] += sentence
+                    continue
+                previous = self.estimate_num_positions(parts[-1], frames)
+                limit = min(self.max_position_embeddings / 2, self.max_position_embeddings - previous)
+            frames = num_prompt_frames if not parts or is_prompt_only else 0
+            if not is_prompt_only:
+                num_positions = self.estimate_num_positions(sentence, frames)
             if num_positions > self.max_position_embeddings:
                 prompt = f" with a voice prompt of {frames} frames" if frames else ""
                 start = sentence.strip()
@@ -330,11 +344,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                     f"{self.max_position_embeddings} positions, {start[:60]!r}...: it would take about {num_positions} "
                     "with its speech. Break it into shorter sentences."
                 )
-            frames = num_prompt_frames if len(parts) <= 1 else 0
-            if parts and self.estimate_num_positions(parts[-1] + sentence, frames) <= self.max_position_embeddings / 2:
-                parts[-1] += sentence
-            else:
-                parts.append(sentence)
+            parts.append(sentence)
         return parts
 
     def split_sentences(self, text: str) -> list[str]:
