@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AddedToken, EncodecConfig, EncodecModel, PreTrainedTokenizerFast, RobertaTokenizer
 
@@ -29,7 +29,9 @@ from transformers_sled.streaming_sled import (
     encode_text,
 )
 
+
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+TOKENIZERS = ["offline", "streaming", "trained"]
 CONTROL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
@@ -513,9 +515,31 @@ def test_bad_streamer_use():
 # Tokenization
 
 
+# What the pre-tokenizer treats in its own way, and characters of every kind.
+FRAGMENTS = [
+    *["'", "'s", "'r", "'re", "'l", "'ll", "'v", "'ve", "''", " '", "s", "e", "l"],
+    *[" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "\x85", "\x1c", "\u200b"],
+    *["Hello", "don't", "12", "½", ".", "...", "!?", "e\u0301", "ß", "日本", "👩‍👧", "\u200d", "\x00", "\ufeff"],
+    *CONTROL_TOKENS,
+]
+
+
 @functools.cache
-def load_tokenizer(name: str, **kwargs):
-    return RobertaTokenizer.from_pretrained(GOLDEN / name, **kwargs)
+def load_tokenizer(name: str) -> RobertaTokenizer:
+    if name != "trained":
+        return RobertaTokenizer.from_pretrained(GOLDEN / name)
+    # One that has a token of its own for every word below, so that no cut between words goes unnoticed.
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=CONTROL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words.train_from_iterator([first + second for first in FRAGMENTS for second in FRAGMENTS], trainer)
+    model = json.loads(words.to_str())["model"]
+    return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
 
 
 def tokenize_by_pieces(tokenizer, text: str, cuts: list[int]) -> list[int]:
@@ -526,22 +550,13 @@ def tokenize_by_pieces(tokenizer, text: str, cuts: list[int]) -> list[int]:
     return ids + incremental.finish()
 
 
-# What the pre-tokenizer treats in its own way, and characters of every kind.
-FRAGMENTS = [
-    *["'", "'s", "'r", "'re", "'l", "'ll", "'v", "'ve", "''", " '", "s", "e", "l"],
-    *[" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "\x85", "\x1c", "\u200b"],
-    *["Hello", "don't", "12", "½", ".", "...", "!?", "e\u0301", "ß", "日本", "👩‍👧", "\u200d", "\x00", "\ufeff"],
-    *CONTROL_TOKENS,
-]
 UNICODE_TEXT = st.lists(
     st.sampled_from(FRAGMENTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=14
 ).map("".join)
 
 
 @settings(deadline=None, max_examples=200)
-@given(
-    text=UNICODE_TEXT, cuts=st.lists(st.integers(0, 60), max_size=30), name=st.sampled_from(["offline", "streaming"])
-)
+@given(text=UNICODE_TEXT, cuts=st.lists(st.integers(0, 60), max_size=30), name=st.sampled_from(TOKENIZERS))
 def test_pieces_give_the_ids_of_the_whole_text(text, cuts, name):
     tokenizer = load_tokenizer(name)
     expected = tokenizer(text, split_special_tokens=True)["input_ids"]
@@ -553,7 +568,7 @@ def test_pieces_give_the_ids_of_the_whole_text(text, cuts, name):
 @settings(deadline=None, max_examples=200)
 @given(text=UNICODE_TEXT, continuation=UNICODE_TEXT)
 def test_released_ids_are_final_and_early(text, continuation):
-    tokenizer = load_tokenizer("streaming")
+    tokenizer = load_tokenizer("trained")
     incremental = SledIncrementalTokenizer(tokenizer)
     released = [token_id for character in text for token_id in incremental.push(character)]
     # Final: they begin the ids of the text, however it goes on.
@@ -583,7 +598,7 @@ def test_empty_text():
     assert incremental.finish() == tokenizer("")["input_ids"] == [0, 2]
 
 
-@pytest.mark.parametrize("name", ["offline", "streaming"])
+@pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("token", CONTROL_TOKENS)
 @pytest.mark.parametrize("template", ["{}", "a {} b", "a   {}", "{}{}"])
 def test_control_tokens_in_text_are_plain_characters(name, token, template):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from transformers.models.encodec.modeling_encodec import (
     EncodecLSTM,
     EncodecResnetBlock,
 )
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -651,7 +653,13 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, add_special_token
         `ValueError`: if `text` is not a string, or holds half of a surrogate pair, which is no character.
     """
     _check_text("text", text)
-    encoding = tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True, verbose=False)
+    return _encode_texts(tokenizer, [text], add_special_tokens)[0]
+
+
+def _encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool = False
+) -> list[list[int]]:
+    encoding = tokenizer(texts, add_special_tokens=add_special_tokens, split_special_tokens=True, verbose=False)
     return encoding["input_ids"]
 
 
@@ -784,8 +792,10 @@ class SledIncrementalTokenizer:
         return len(words) - 1
 
     def _encode(self, words: list[str]) -> list[int]:
-        # Word by word: a space at the end of several words would be cut otherwise than before the next word.
-        ids = [token_id for word in words for token_id in encode_text(self.tokenizer, word, add_special_tokens=False)]
+        if not words:
+            return []
+        # Each word on its own, because spaces are cut into words in another way at the end of a text than before a word.
+        ids = list(itertools.chain.from_iterable(_encode_texts(self.tokenizer, words)))
         if ids and not self._is_started:
             self._is_started = True
             return self._prefix + ids
