@@ -133,6 +133,7 @@ class SledHubMixin(PushToHubMixin):
         """
         with TemporaryDirectory() as folder:
             api = HfApi(token=token)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             # The processor's file follows the configuration in naming Hub code.
             if api.file_exists(repo_id, CONFIG_NAME, revision=revision):
                 shutil.copyfile(
@@ -144,7 +145,6 @@ class SledHubMixin(PushToHubMixin):
                 repo_id,
                 commit_message=commit_message,
                 commit_description=commit_description,
-                private=private,
                 token=token,
                 revision=revision,
                 create_pr=create_pr,
