@@ -33,6 +33,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -54,6 +55,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel, HfArgumentParser
 from transformers.audio_utils import mel_filter_bank
+
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +142,8 @@ class CodecTrainingArguments:
     adversarial_weight: float = field(default=0.5, metadata={"help": "Share of the adversarial loss."})
     feature_weight: float = field(default=0.5, metadata={"help": "Share of the feature matching loss."})
     commitment_weight: float = field(default=0.25, metadata={"help": "Weight of the commitment loss."})
-    latent_scale_weight: float = field(
-        default=0.1, metadata={"help": "Weight of the penalty for latents off zero mean and unit variance."}
+    whitening_weight: float = field(
+        default=0.1, metadata={"help": "Weight of the penalty for latents that are off zero mean and unit covariance."}
     )
     latent_noise: float = field(
         default=0.1, metadata={"help": "Standard deviation of the noise on the decoder's input, for a smooth space."}
@@ -424,6 +426,25 @@ class LogMelLoss(nn.Module):
         return (filters @ magnitude + self.floor).log()
 
 
+def whitening_loss(latents: torch.Tensor) -> torch.Tensor:
+    """
+    Distance of the latents' distribution from zero mean and unit covariance. Without it all dimensions follow
+    loudness for long, and what tells sounds apart drowns in the noise on the decoder's input.
+
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch, hidden_size, frames)`): Output of the encoder.
+
+    Returns:
+        `torch.Tensor`: A scalar, per dimension.
+    """
+    vectors = latents.transpose(1, 2).flatten(0, 1)
+    mean = vectors.mean(dim=0)
+    centered = vectors - mean
+    covariance = centered.T @ centered / (len(vectors) - 1)
+    identity = torch.eye(len(mean), device=mean.device)
+    return (mean.square().sum() + (covariance - identity).square().sum()) / len(mean)
+
+
 class GradientBalancer:
     """
     Balances losses by the norms of their gradients with respect to the audio, so that weights are shares.
@@ -640,10 +661,9 @@ class CodecTrainer:
         if self.freeze_encoder:
             latents = self.codec.quantizer.decode(self.codec.quantizer.encode(latents))
         else:
-            deviation = latents.std(dim=(0, 2))
-            scale_loss = (latents.mean(dim=(0, 2)).square() + (deviation - 1.0).square()).mean()
-            regularization.append(arguments.latent_scale_weight * scale_loss)
-            log["latent_scale"] = scale_loss.item()
+            whitening = whitening_loss(latents)
+            regularization.append(arguments.whitening_weight * whitening)
+            log["whitening"] = whitening.item()
             if self.quantized:
                 encoder_output = latents
                 latents, commitment, num_dead = quantize(
@@ -876,12 +896,15 @@ def main() -> None:
     train_data = AudioCache(output_dir / "audio" / "train", train, column, rate)
     trainer.resume()
     codec.train()
+    interrupted = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: interrupted.append(number))
     writer = SummaryWriter(output_dir / "logs", purge_step=trainer.step)
     progress = tqdm(total=arguments.max_steps, initial=trainer.step, unit="step", dynamic_ncols=True)
     sums: dict[str, list[float]] = {}
     started, started_step = time.perf_counter(), trainer.step
     try:
-        while trainer.step < arguments.max_steps:
+        while trainer.step < arguments.max_steps and not interrupted:
             for name, value in trainer.train_step(train_data).items():
                 sums.setdefault(name, []).append(value)
             progress.update()
@@ -901,7 +924,7 @@ def main() -> None:
                         writer.add_scalar(f"eval/{name}", value, trainer.step)
                 (output_dir / "eval.json").write_text(json.dumps({"step": trainer.step, **results}, indent=2))
                 logger.info("step %d: spectral distance %.4f", trainer.step, results["spectral_distance"])
-            if trainer.step % arguments.save_steps == 0 or trainer.step == arguments.max_steps:
+            if trainer.step % arguments.save_steps == 0 or trainer.step == arguments.max_steps or interrupted:
                 trainer.save()
     finally:
         progress.close()

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
+
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RATE = 24_000
@@ -31,6 +33,14 @@ train_codec = load_script()
 @pytest.fixture(autouse=True)
 def datasets_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -189,6 +199,15 @@ def test_log_mel_loss_needs_bins_for_each_window():
         train_codec.LogMelLoss(RATE, [1024, 256], [64])
 
 
+def test_whitening_wants_uncorrelated_dimensions_of_unit_variance():
+    white = torch.randn(4, 8, 1000, generator=torch.Generator().manual_seed(0))
+    same = white[:, :1].expand(4, 8, 1000)
+    assert train_codec.whitening_loss(white) < 0.05
+    assert train_codec.whitening_loss(same) == pytest.approx(7.0, rel=0.2)
+    assert train_codec.whitening_loss(white + 1.0) == pytest.approx(1.0, rel=0.2)
+    assert train_codec.whitening_loss(0.01 * white) == pytest.approx(1.0, rel=0.2)
+
+
 def test_balancer_makes_weights_the_shares_whatever_the_scale():
     audio = torch.zeros(2, 1, 100, requires_grad=True)
     first, second = torch.randn(100), torch.randn(100)
@@ -289,20 +308,20 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(monkeypatch, corpus, tm
     config.save_pretrained(tmp_path / "config")
     arguments = [
         "--max_steps", 6, "--quantizer_start_step", 1, "--discriminator_start_step", 2,
-        "--adversarial_start_step", 3, "--eval_steps", 100, "--save_steps", 4,
+        "--adversarial_start_step", 3, "--eval_steps", 100, "--save_steps", 100,
     ]  # fmt: skip
     run(monkeypatch, corpus, tmp_path / "config", tmp_path / "whole", *arguments)
 
     train_step = train_codec.CodecTrainer.train_step
 
     def interrupted(trainer, data):
-        if trainer.step == 5:
-            raise KeyboardInterrupt
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGINT)
         return train_step(trainer, data)
 
     monkeypatch.setattr(train_codec.CodecTrainer, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, corpus, tmp_path / "config", tmp_path / "halves", *arguments)
+    run(monkeypatch, corpus, tmp_path / "config", tmp_path / "halves", *arguments)
+    assert [path.name for path in (tmp_path / "halves").glob("checkpoint-*")] == ["checkpoint-3"]
     monkeypatch.setattr(train_codec.CodecTrainer, "train_step", train_step)
     run(monkeypatch, corpus, tmp_path / "config", tmp_path / "halves", *arguments)
 
