@@ -105,6 +105,9 @@ class SledTrainingArguments(TrainingArguments):
     train_sampling_strategy: str = field(
         default="group_by_length", metadata={"help": "Batches of similar speech length waste least on padding."}
     )
+    ddp_find_unused_parameters: bool = field(
+        default=False, metadata={"help": "Every step uses every weight, so there are none to look for."}
+    )
     report_to: str = field(default="tensorboard", metadata={"help": "Where to log to."})
 
 

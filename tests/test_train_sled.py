@@ -144,10 +144,13 @@ data_sled.SledDataCollator = CollatorWithNoise
 """
 
 
-def launch(arguments, *, prelude="", processes=1):
+def launch(arguments, *, prelude="", processes=1, accelerate_config=None):
     """Runs the script in processes of its own, after a prelude."""
     command = [sys.executable]
-    if processes > 1:
+    if accelerate_config is not None:
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config), "--cpu"]
+        command += ["--num_processes", str(processes), "--mixed_precision", "no"]
+    elif processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     runner = Path(arguments[arguments.index("--output_dir") + 1]).parent / "runner.py"
     runner.write_text(f"{prelude}\nimport runpy, sys\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n")
@@ -170,6 +173,39 @@ def test_the_same_global_batch_trains_the_same(arguments, checkpoint, tmp_path, 
         for path in (checkpoint, tmp_path / "two", tmp_path / "one")
     )
     assert any((expected[name] - before[name]).abs().max() > 1e-3 for name in expected)
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], atol=1e-4, rtol=0)
+
+
+# accelerate shards only on accelerators; torch itself also does on CPUs.
+SHARD_ON_CPU = """
+import accelerate.state as state
+init = state.PartialState.__init__
+def init_as_for_gpus(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    if self._shared_state.get("distributed_type") == state.DistributedType.MULTI_CPU:
+        self.distributed_type = state.DistributedType.MULTI_GPU
+state.PartialState.__init__ = init_as_for_gpus
+"""
+
+
+@pytest.mark.slow
+def test_fsdp_trains_the_same(arguments, checkpoint, tmp_path):
+    common = {"model_name_or_path": checkpoint, "train_sampling_strategy": "sequential", "dataloader_drop_last": True}
+    one = launch(arguments("one", **common), prelude=GIVE_NOISE)
+    assert one.returncode == 0, one.stderr
+    sharded = launch(
+        arguments("sharded", **common, per_device_train_batch_size=2, save_strategy="steps", save_steps=5),
+        prelude=SHARD_ON_CPU + GIVE_NOISE,
+        processes=2,
+        accelerate_config=RECIPES / "fsdp.yaml",
+    )
+    assert sharded.returncode == 0, sharded.stderr
+    assert (tmp_path / "sharded" / "checkpoint-5" / "pytorch_model_fsdp.bin").is_file()
+    assert_same_losses(read_log(tmp_path / "sharded"), read_log(tmp_path / "one"), 1e-4)
+    weights, expected = (
+        SledForSpeechSynthesis.from_pretrained(tmp_path / name).state_dict() for name in ("sharded", "one")
+    )
     for name in expected:
         torch.testing.assert_close(weights[name], expected[name], atol=1e-4, rtol=0)
 
