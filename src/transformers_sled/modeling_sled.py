@@ -1,7 +1,8 @@
 """SLED model: a Llama-style decoder over text and speech latents, with a generative head and an EnCodec codec."""
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -542,7 +543,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         missing = -input_values.shape[1] % hop_length
         input_values = nn.functional.pad(input_values * padding_mask, (0, missing))
         num_frames = (padding_mask.sum(dim=1) + hop_length - 1) // hop_length
-        with torch.autocast(codec.device.type, enabled=False):
+        with _full_precision(codec.device):
             codes = codec.encode(
                 input_values[:, None], bandwidth=self.config.codec_bandwidth, return_dict=True
             ).audio_codes[0]
@@ -573,7 +574,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"{self.config.codec_bandwidth} kbit/s, got {tuple(audio_codes.shape)}."
             )
         codes = audio_codes.to(codec.device, torch.long).transpose(0, 1)
-        with torch.autocast(codec.device.type, enabled=False):
+        with _full_precision(codec.device):
             return codec.quantizer.decode(codes).transpose(1, 2)
 
     @torch.no_grad()
@@ -593,7 +594,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         latents = latents.to(codec.device, torch.float32)
         if latents.shape[1] == 0:
             return latents.new_zeros(latents.shape[0], 0)
-        with torch.autocast(codec.device.type, enabled=False):
+        with _full_precision(codec.device):
             return codec.decoder(latents.transpose(1, 2))[:, 0]
 
     def encode_prompt(
@@ -927,6 +928,15 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         )
 
 
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Computes in float32 as it is: without autocast, and without the TF32 that convolutions use on a GPU by default."""
+    cudnn = torch.backends.cudnn
+    flags = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with torch.autocast(device.type, enabled=False), cudnn.flags(**flags, allow_tf32=False):
+        yield
+
+
 def _pack_left(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Moves what the mask (batch_size, length) keeps to the left of each row, in order, and zeroes the rest."""
     order = torch.argsort((~mask).int(), dim=1, stable=True)
@@ -960,7 +970,9 @@ def _load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> S
             codec, dtype=torch.float32, output_loading_info=True, **hub_kwargs
         )
         if loading_info["missing_keys"]:
-            raise ValueError(f"`codec` {str(codec)!r} is incomplete: {len(loading_info['missing_keys'])} weights are missing.")
+            raise ValueError(
+                f"`codec` {str(codec)!r} is incomplete: {len(loading_info['missing_keys'])} weights are missing."
+            )
         return model
     except OSError as error:
         raise OSError(
