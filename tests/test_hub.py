@@ -317,30 +317,33 @@ import numpy, torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForTextToWaveform, AutoProcessor, GenerationMixin, pipeline
 
-name, text, folder = sys.argv[1:4]
-config = AutoConfig.from_pretrained(name, trust_remote_code=True)
-assert type(config).__name__ == "SledConfig" and config.model_type == "sled"
-assert type(AutoModel.from_pretrained(name, trust_remote_code=True)).__name__ == "SledModel"
-model = AutoModelForTextToWaveform.from_pretrained(name, trust_remote_code=True)
-assert type(model).__name__ == "SledForSpeechSynthesis" and isinstance(model, GenerationMixin)
-processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-assert type(processor).__name__ == "SledProcessor"
+text, folder, *names = [argument for argument in sys.argv[1:] if argument != "--block"]
 options = {"max_new_tokens": 20, "min_new_tokens": 20}
-audio = model.generate(**processor(text), generator=torch.Generator().manual_seed(0), **options)[0]
-speaker = pipeline("text-to-speech", model=name, trust_remote_code=True)
-assert type(speaker.processor).__name__ == "SledProcessor"
-options["generator"] = torch.Generator().manual_seed(0)
-speech = speaker(text, generate_kwargs=options)
-assert numpy.array_equal(speech["audio"].squeeze(), audio.numpy())
-save_file({"audio": audio}, f"{folder}/audio.safetensors")
+
+def speak(model, processor):
+    return model.generate(**processor(text), generator=torch.Generator().manual_seed(0), **options)[0]
+
+for index, name in enumerate(names):
+    config = AutoConfig.from_pretrained(name, trust_remote_code=True)
+    assert type(config).__name__ == "SledConfig" and config.model_type == "sled"
+    assert type(AutoModel.from_pretrained(name, trust_remote_code=True)).__name__ == "SledModel"
+    model = AutoModelForTextToWaveform.from_pretrained(name, trust_remote_code=True)
+    assert type(model).__name__ == "SledForSpeechSynthesis" and isinstance(model, GenerationMixin)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    assert type(processor).__name__ == "SledProcessor"
+    audio = speak(model, processor)
+    save_file({"audio": audio}, f"{folder}/{index}.safetensors")
+    speaker = pipeline("text-to-speech", model=name, trust_remote_code=True)
+    assert type(speaker.processor).__name__ == "SledProcessor"
+    generate_kwargs = {"generator": torch.Generator().manual_seed(0), **options}
+    assert numpy.array_equal(speaker(text, generate_kwargs=generate_kwargs)["audio"].squeeze(), audio.numpy())
+
 # What came with code keeps it.
 model.save_pretrained(f"{folder}/again")
 processor.save_pretrained(f"{folder}/again")
-again = AutoProcessor.from_pretrained(f"{folder}/again", trust_remote_code=True)
-again_model = AutoModelForTextToWaveform.from_pretrained(f"{folder}/again", trust_remote_code=True)
-options["generator"] = torch.Generator().manual_seed(0)
-assert torch.equal(again_model.generate(**again(text), **options)[0], audio)
-assert type(again).__name__ == "SledProcessor"
+processor = AutoProcessor.from_pretrained(f"{folder}/again", trust_remote_code=True)
+model = AutoModelForTextToWaveform.from_pretrained(f"{folder}/again", trust_remote_code=True)
+assert torch.equal(speak(model, processor), audio)
 """
 
 
@@ -350,22 +353,19 @@ def test_pushed_and_loaded_again(model, processor, tmp_path):
         run(PUSH, GOLDEN, TEXT, cwd=tmp_path, **environment)
         config = json.loads(hub.get_files("somebody/with-code")["processor_config.json"])
         assert config["auto_map"] == {"AutoProcessor": "processing_sled.SledProcessor"}
-        # From there, with its code, where the package is missing.
-        folder = tmp_path / "remote"
-        folder.mkdir()
-        run(WITH_CODE, "somebody/with-code", TEXT, folder, "--block", cwd=folder, **environment)
-    assert torch.equal(load_file(folder / "audio.safetensors")["audio"], speak(model, processor))
+        # From there and from a folder, with their code, where the package is missing.
+        save_with_code(model, processor, tmp_path / "folder")
+        (tmp_path / "audio").mkdir()
+        names = ("somebody/with-code", tmp_path / "folder")
+        run(WITH_CODE, "--block", TEXT, tmp_path / "audio", *names, cwd=tmp_path / "audio", **environment)
+    for index in range(len(names)):
+        audio = load_file(tmp_path / "audio" / f"{index}.safetensors")["audio"]
+        assert torch.equal(audio, speak(model, processor))
 
 
 def save_with_code(model, processor, folder: Path) -> None:
     model.save_pretrained(folder, include_code=True)
     processor.save_pretrained(folder)
-
-
-def test_a_folder_with_code_loads_without_the_package(model, processor, tmp_path):
-    save_with_code(model, processor, tmp_path / "with-code")
-    run(WITH_CODE, tmp_path / "with-code", TEXT, tmp_path, "--block", cwd=tmp_path, HF_HUB_OFFLINE=1)
-    assert torch.equal(load_file(tmp_path / "audio.safetensors")["audio"], speak(model, processor))
 
 
 @pytest.mark.slow
@@ -378,10 +378,9 @@ def test_a_folder_with_code_loads_in_a_fresh_environment(model, processor, tmp_p
     python = str(tmp_path / "environment" / "bin" / "python")
     constraints = ROOT / "constraints.txt"
     subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, *requirements.split()], check=True)
-    run(
-        WITH_CODE, tmp_path / "with-code", TEXT, tmp_path, cwd=tmp_path, python=python, HF_HUB_OFFLINE=1, PYTHONPATH=""
-    )
-    audio = load_file(tmp_path / "audio.safetensors")["audio"]
+    environment = {"HF_HUB_OFFLINE": 1, "PYTHONPATH": ""}
+    run(WITH_CODE, TEXT, tmp_path, tmp_path / "with-code", cwd=tmp_path, python=python, **environment)
+    audio = load_file(tmp_path / "0.safetensors")["audio"]
     torch.testing.assert_close(audio, speak(model, processor), atol=1e-4, rtol=0)
 
 

@@ -272,7 +272,7 @@ def create_model_card(model: Any, name: str, include_code: bool = False) -> Mode
         num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()) - num_codec_parameters:,}",
         num_codec_parameters=f"{num_codec_parameters:,}",
         max_position_embeddings=f"{config.max_position_embeddings:,}",
-        requirements="pip install transformers sentencex soundfile soxr"
+        requirements="pip install torch transformers sentencex soundfile soxr"
         if include_code
         else "pip install transformers-sled",
         import_line="" if include_code else "import transformers_sled  # registers SLED with transformers\n",
