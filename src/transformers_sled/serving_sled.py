@@ -411,7 +411,8 @@ class SledStreamServer:
             Number of streams that are active at a time.
 
     Raises:
-        `ValueError`: if the model has no codec or another kind of attention, or `max_streams` is out of range.
+        `ValueError`: if the model has no codec or another kind of attention, `processor` is something else, or
+        `max_streams` is out of range.
 
     Example:
 
@@ -436,6 +437,8 @@ class SledStreamServer:
     def __init__(self, model: "SledForSpeechSynthesis", processor: "SledProcessor", max_streams: int = 8) -> None:
         if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
             raise ValueError(f"`max_streams` must be an integer of at least 1, got {max_streams!r}.")
+        if not hasattr(processor, "split_text"):
+            raise ValueError(f"`processor` must be a `SledProcessor`, got {type(processor).__name__}.")
         attn_implementation = model.config._attn_implementation
         if attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
@@ -536,9 +539,9 @@ class SledStreamServer:
         Raises:
             `RuntimeError`: if the server runs in a thread, or is closed.
         """
+        self._check_open()
         if self.is_running:
             raise RuntimeError("The server runs in a thread, which takes the steps: iterate over the streams instead.")
-        self._check_open()
         waveforms: list[tuple[SledStream, torch.Tensor]] = []
         self._step(lambda stream, waveform: waveforms.append((stream, waveform)))
         return waveforms
@@ -564,8 +567,9 @@ class SledStreamServer:
         """
         self._is_closed = True
         self._wake()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join()
+            self._thread = None
         with self._step_lock:
             self._end_all(_closed_error())
 
