@@ -4,7 +4,7 @@
 
 speaks every utterance of LibriSpeech-PC test-clean between 4 and 10 s under the paper's protocols, scores it next to
 the ground truth and the codec's resynthesis, and writes `summary.json`, `report.md`, `plots/` and `index.html`.
-`accelerate launch evaluation/run_eval.py ...` (on CPUs `torchrun --nproc-per-node 2 ...`) spreads the utterances over
+`accelerate launch evaluation/run_eval.py ...` (on CPUs `torchrun --standalone --nproc-per-node 2 ...`) spreads the utterances over
 processes that share the output folder.
 The same command goes on where a killed run stopped. Without `--model`, only ground truth and resynthesis are scored.
 """
@@ -43,7 +43,7 @@ from transformers_sled import SledForSpeechSynthesis
 
 
 # A process may wait this long for the others at the end of a stage.
-PATIENCE = timedelta(days=7)
+PATIENCE = timedelta(days=1)
 # What SLED uses of a codec that offers it, in kilobits a second.
 DEFAULT_BANDWIDTH = 6.0
 

@@ -299,7 +299,7 @@ def test_killed_twice_and_resumed_is_the_same(uninterrupted, tmp_path, offline):
 @pytest.mark.slow
 def test_two_processes_are_one(uninterrupted, tmp_path, offline):
     # On CPUs `accelerate launch` starts one process only, so its own launcher underneath is used.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launch, *command(tmp_path, [*offline, "--batch-size", "2"])[1:]], check=True, capture_output=True)
     assert len(list((tmp_path / "records").glob("audio.*.jsonl"))) == 2
     assert results_of(tmp_path) == uninterrupted
