@@ -133,7 +133,7 @@ class SledTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self.loss_sums = {True: torch.zeros(4, dtype=torch.float64), False: torch.zeros(4, dtype=torch.float64)}
+        self.loss_sums = {training: torch.zeros(4, device=self.args.device) for training in (True, False)}
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> torch.utils.data.Sampler | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -173,8 +173,7 @@ class SledTrainer(Trainer):
         outputs = model(**inputs)
         losses = torch.stack([outputs.energy_loss.mean(), outputs.eos_loss.mean()])
         positions = self.count_positions(inputs).to(losses.device)
-        sums = torch.stack([losses.detach() * positions, positions]).flatten()
-        self.loss_sums[model.training] += sums.to("cpu", torch.float64)
+        self.loss_sums[model.training] += torch.stack([losses.detach() * positions, positions]).flatten()
         loss = losses.sum()
         if num_items_in_batch is not None:
             # Gradients are averaged over processes and summed over accumulated batches.
@@ -183,9 +182,8 @@ class SledTrainer(Trainer):
 
     def pop_mean_losses(self, training: bool) -> tuple[float, float]:
         """Means of the energy and end-of-speech losses over all positions since the last call, over all processes."""
-        sums = self.accelerator.reduce(self.loss_sums[training].float().to(self.args.device), reduction="sum")
-        self.loss_sums[training].zero_()
-        energy, eos, frames, positions = sums.tolist()
+        energy, eos, frames, positions = self.accelerator.reduce(self.loss_sums[training], reduction="sum").tolist()
+        self.loss_sums[training] = torch.zeros(4, device=self.args.device)
         return energy / max(frames, 1), eos / max(positions, 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

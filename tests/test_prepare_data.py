@@ -120,6 +120,15 @@ def test_libriheavy_manifest(codec, tmp_path, compressed):
     np.testing.assert_array_equal(second["audio_codes"], alone(decoded[72000:], codec))
 
 
+def test_a_manifest_cut_short_in_its_compression(tmp_path):
+    lines = "".join(json.dumps(cut(index, "a.flac")) + "\n" for index in range(500)).encode()
+    (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(lines)[:-200])
+    with pytest.raises(ValueError, match=r"cuts\.jsonl\.gz cannot be read to their end"):
+        load_manifest(str(tmp_path / "cuts.jsonl.gz"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
+        load_manifest(str(tmp_path / "nowhere.jsonl"))
+
+
 def test_what_cannot_be_used_is_counted_named_and_skipped(codec, tmp_path):
     soundfile.write(tmp_path / "good.wav", noise(RATE), RATE)
     soundfile.write(tmp_path / "nan.wav", np.full(RATE, np.nan, dtype=np.float32), RATE, subtype="FLOAT")

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -233,9 +234,18 @@ def load_manifest(files: str | Sequence[str]) -> datasets.Dataset:
 
     Returns:
         `datasets.Dataset` with one column, `cut`: the lines as they are, so that a broken one costs only itself.
+
+    Raises:
+        `ValueError`: If a file cannot be decompressed to its end.
+        `FileNotFoundError`: If a file is missing.
     """
     features = datasets.Features({"cut": datasets.Value("string")})
-    return datasets.load_dataset("text", data_files=files, features=features, split="train", encoding_errors="replace")
+    try:
+        return datasets.load_dataset(
+            "text", data_files=files, features=features, split="train", encoding_errors="replace"
+        )
+    except (EOFError, zlib.error, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(f"`files` {files} cannot be read to their end: {error.__cause__ or error}") from error
 
 
 def load_source(path: str, name: str | None = None, split: str = "train") -> datasets.Dataset:
