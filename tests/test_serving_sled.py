@@ -169,7 +169,7 @@ def test_long_text_in_parts(kind):
 def test_a_stream_that_waits_for_text_sits_out():
     server = make_server("streaming", max_streams=3)
     waiting = server.add(generator=torch.Generator().manual_seed(0), **SETTINGS[0])
-    waiting.push(TEXTS[1][:14])
+    waiting.push(TEXTS[1][:20])
     others = [server.add(TEXTS[0], generator=torch.Generator().manual_seed(1), **SETTINGS[0]) for _ in range(2)]
     waveforms: dict[SledStream, list[torch.Tensor]] = {stream: [] for stream in (waiting, *others)}
     while not all(other.is_finished for other in others):
@@ -178,7 +178,7 @@ def test_a_stream_that_waits_for_text_sits_out():
     assert server.num_active_streams == 1 and not waiting.is_finished
     assert len(waveforms[waiting]) > 0
     assert server.step() == []
-    waiting.push(TEXTS[1][14:])
+    waiting.push(TEXTS[1][20:])
     waiting.finish()
     waveforms[waiting].append(drain(server)[waiting])
     assert_same(torch.cat(waveforms[waiting]), speak_alone("streaming", TEXTS[1], 0, SETTINGS[0], {}))
@@ -438,7 +438,7 @@ def test_memory_does_not_grow_with_the_streams_served():
 
     def serve(number: int) -> None:
         for index in range(number):
-            stream = server.add(iter(["The dog ", "barked all night."]), min_new_tokens=4, max_new_tokens=4)
+            stream = server.add(iter(["The dog ", "barked all night."]), min_new_tokens=2, max_new_tokens=2)
             if index % 5 == 0:
                 next(stream, None)
                 stream.close()

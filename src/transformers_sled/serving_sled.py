@@ -233,8 +233,8 @@ class _Speech:
                 chunk = model._read_chunk(row)
                 if chunk:
                     self.branches[0].inputs = torch.cat([embedding, self._embed_text(chunk)])
+            # The end of a part that is still being written is final.
             if not part.is_complete:
-                # The end of a part that is still being written is final.
                 break
         self.waveforms += self.chunker.finish()
 
@@ -650,9 +650,9 @@ class SledStreamServer:
         (prompt,) = model._get_prompts(1, *(inputs.get(name) for name in prompt_names))
         num_prompt_frames = 0 if prompt is None else len(prompt)
         num_first_tokens = 0
-        if model.config.is_interleaved:
-            num_chunks = num_prompt_frames // model.config.speech_chunk_size + 1
-            num_first_tokens = num_chunks * model.config.text_chunk_size
+        text_size, speech_size = model.config.text_chunk_size, model.config.speech_chunk_size
+        if text_size is not None and speech_size is not None:
+            num_first_tokens = (num_prompt_frames // speech_size + 1) * text_size
         source = _TextSource(
             processor, voice.get("prompt_text"), num_prompt_frames, model.config.is_interleaved, num_first_tokens
         )
