@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import functools
 import itertools
 import math
 import re
@@ -22,8 +23,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin
-from transformers.cache_utils import Cache
+from transformers import CompileConfig, GenerationConfig, GenerationMixin
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import (
     EosTokenCriteria,
     GenerationMode,
@@ -52,6 +53,9 @@ MAX_EXTRA_SECONDS = 2.0
 
 # A source that goes on beyond this many characters, or empty pieces, before there is anything to speak is taken for endless.
 MAX_WAITING_CHARACTERS = 1_000_000
+
+# Slots that the cache makes room for at least when it is full.
+_MIN_CACHE_GROWTH = 64
 
 # What a stream yields after a step that completes no waveform, and in place of one when it waits for text.
 _WORKING, _NEEDS_TEXT = object(), object()
@@ -198,6 +202,43 @@ class _Slots:
         self.next_position = self.next_position[indices]
 
 
+class _GrowingLayer(DynamicLayer):
+    """Cache layer that writes into a buffer with room to grow; the base class copies all that it holds at every step."""
+
+    _buffer: torch.Tensor | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        old_length = self.get_seq_length()
+        length = old_length + key_states.shape[-2]
+        if self._buffer is None or length > self._buffer.shape[3]:
+            batch_size, num_heads, _, head_dim = key_states.shape
+            capacity = length + max(_MIN_CACHE_GROWTH, length // 2)
+            self._buffer = key_states.new_empty(2, batch_size, num_heads, capacity, head_dim)
+            if old_length > 0:
+                self._buffer[0, :, :, :old_length] = self.keys
+                self._buffer[1, :, :, :old_length] = self.values
+        self._buffer[0, :, :, old_length:length] = key_states
+        self._buffer[1, :, :, old_length:length] = value_states
+        self.keys, self.values = self._buffer[:, :, :, :length]
+        return self.keys, self.values
+
+    def reset(self) -> None:
+        super().reset()
+        self._buffer = None
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._buffer = None
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._buffer = None
+
+
 class SledGenerationMixin(GenerationMixin):
     """Speech generation for [`SledForSpeechSynthesis`]."""
 
@@ -299,14 +340,14 @@ class SledGenerationMixin(GenerationMixin):
                 model_kwargs,
             )
             if streamer is not None:
+                if streamer.closed:
+                    utterances = [_Utterance([])]
                 # Before the whole is decoded once more for the return value.
                 streamer.end()
         except BaseException as error:
             if streamer is not None:
                 streamer.end(error)
             raise
-        if streamer is not None and streamer.closed:
-            utterances = [_Utterance([])]
         output = self._collect(utterances)
         return output if generation_config.return_dict_in_generate else list(output.audio or ())
 
@@ -802,6 +843,9 @@ class SledGenerationMixin(GenerationMixin):
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
+        new_cache = model_kwargs.get("past_key_values")
+        if cache is None and type(new_cache) is DynamicCache and not new_cache.offloading:
+            new_cache.layers = [_GrowingLayer() for _ in new_cache.layers]
 
     @torch.no_grad()
     def _sample(
@@ -830,8 +874,12 @@ class SledGenerationMixin(GenerationMixin):
         is_guided = guidance_scale != 1
         max_cache_length = -1 if past_key_values is None else past_key_values.get_max_length()
         is_static = max_cache_length != -1
+        compile_config = generation_config.compile_config
+        if compile_config is not None:
+            # The base class compiles on accelerators only; a configuration that is given asks for it on CPU as well.
+            compile_config._compile_all_devices = True
         is_compiled = self._valid_auto_compile_criteria({"past_key_values": past_key_values}, generation_config)
-        decode = self.get_compiled_call(generation_config.compile_config) if is_compiled else self.__call__
+        decode = self._get_compiled_step(compile_config) if is_compiled else self._step
         takes_additive_mask = self.config._attn_implementation in ("eager", "sdpa")
 
         while any(not self._has_text(row) for row in rows):
@@ -860,21 +908,20 @@ class SledGenerationMixin(GenerationMixin):
                 attention_mask = slots.get_additive_mask(embeds.shape[1], capacity if is_static else slots.used)
             elif slots.has_padding:
                 attention_mask = slots.get_padding_mask()
-            forward = decode if num_new == 1 else self.__call__
-            outputs = forward(
-                inputs_embeds=embeds,
+            noise = self._draw_noise(rows, live, generation_config, noise_generator)
+            step = decode if num_new == 1 else self._step
+            latents, eos_logits = step(
+                embeds,
+                noise.to(embeds.device, embeds.dtype),
+                guidance_scale,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
             )
-            hidden_states = outputs.last_hidden_state[:, -1]
-            eos_logits = outputs.eos_logits[: len(live), -1].float()
-            if is_guided:
-                conditional, unconditional = hidden_states.chunk(2)
-                hidden_states = unconditional + guidance_scale * (conditional - unconditional)
-            noise = self._draw_noise(rows, live, generation_config, noise_generator)
-            latents = self.generative_head(hidden_states, noise.to(hidden_states.device, hidden_states.dtype))
+            if is_compiled:
+                # CUDA graphs write the next step's results to the same memory.
+                latents, eos_logits = latents.clone(), eos_logits.clone()
 
             frame, ended = self._end_rows(rows, live, latents, eos_logits, generation_config, stopping_criteria)
             yield frame
@@ -914,6 +961,30 @@ class SledGenerationMixin(GenerationMixin):
                 embeds = torch.cat([conditional, unconditional])
             else:
                 embeds = conditional
+
+    def _step(
+        self: "SledForSpeechSynthesis",
+        inputs_embeds: torch.Tensor,
+        noise: torch.Tensor,
+        guidance_scale: float,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents (rows, latent_dim) and end-of-speech logits (rows,) in float32 of the frame that follows the inputs."""
+        outputs = self(inputs_embeds=inputs_embeds, **kwargs)
+        hidden_states = outputs.last_hidden_state[:, -1]
+        if guidance_scale != 1:
+            conditional, unconditional = hidden_states.chunk(2)
+            hidden_states = unconditional + guidance_scale * (conditional - unconditional)
+        return self.generative_head(hidden_states, noise), outputs.eos_logits[: len(noise), -1].float()
+
+    def _get_compiled_step(self: "SledForSpeechSynthesis", compile_config: CompileConfig | None) -> Callable:
+        """`_step` compiled, head included; the base class's `get_compiled_call` is for `forward` alone."""
+        compile_config = compile_config or CompileConfig()
+        if getattr(self, "_step_compile_config", None) != compile_config:
+            self._step_compile_config = compile_config
+            # Of the class, so that a copy of the model runs its own weights.
+            self._compiled_step = torch.compile(type(self)._step, **compile_config.to_dict())
+        return functools.partial(self._compiled_step, self)
 
     def _draw_noise(
         self: "SledForSpeechSynthesis",
