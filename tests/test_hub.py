@@ -268,7 +268,8 @@ assert torch.equal(speak(loaded, loaded_processor), speak(model, processor))
 card = ModelCard.load("somebody/voice")
 assert "test" in card.data.tags and 'model="somebody/voice"' in card.text
 card.text += "My own words."
-card.push_to_hub("somebody/voice")
+card = str(card).encode()
+HfApi().upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="somebody/voice")
 model.push_to_hub("somebody/voice", tags=["more"])
 processor.push_to_hub("somebody/voice")
 card = ModelCard.load("somebody/voice")

@@ -185,7 +185,13 @@ class SledHubMixin(PushToHubMixin):
             known_tags = card.data.tags or []
             card.data.tags = known_tags + [tag for tag in tags if tag not in known_tags]
             if has_card:
-                card.push_to_hub(repo_id, token=token, revision=revision, create_pr=create_pr)
+                api.upload_file(
+                    path_or_fileobj=str(card).encode(),
+                    path_in_repo=CARD_NAME,
+                    repo_id=repo_id,
+                    revision=revision,
+                    create_pr=create_pr,
+                )
             else:
                 card.save(card_path)
         return self._upload_modified_files(
