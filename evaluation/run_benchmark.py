@@ -20,8 +20,10 @@ import json
 import multiprocessing
 import os
 import platform
+import shlex
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -195,7 +197,6 @@ class GenerationBenchmark:
             self.options["disable_compile"] = not configuration.compile
         if configuration.compile and self.device.type == "cpu":
             self.options["compile_config"] = CompileConfig(mode="default")
-            self.options["compile_config"]._compile_all_devices = True
 
     def _count_tokens(self, text: str) -> int:
         return self.processor(text, return_tensors="pt")["input_ids"].shape[1]
@@ -667,10 +668,8 @@ def main(argv: list[str] | None = None) -> None:
             results = run_generation(arguments, checkpoint, folder)
         else:
             results = run_training(arguments, checkpoint)
-    shown = [f"{key.replace('_', '-')}" for key in ("full_size",) if getattr(arguments, key)]
-    write_results(
-        arguments.output_dir, " ".join(["run_benchmark.py", arguments.task, *shown]), arguments.threads, results
-    )
+    command = shlex.join(["python", "evaluation/run_benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    write_results(arguments.output_dir, command, arguments.threads, results)
     print_table(results)
     for result in results:
         if result.get("breakdown_ms_per_frame"):

@@ -205,6 +205,8 @@ class _Slots:
 class _GrowingLayer(DynamicLayer):
     """Cache layer that writes into a buffer with room to grow; the base class copies all that it holds at every step."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
     _buffer: torch.Tensor | None = None
 
     def update(
@@ -844,7 +846,7 @@ class SledGenerationMixin(GenerationMixin):
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         new_cache = model_kwargs.get("past_key_values")
-        if cache is None and type(new_cache) is DynamicCache and not new_cache.offloading:
+        if cache is None and isinstance(new_cache, DynamicCache) and not new_cache.offloading:
             new_cache.layers = [_GrowingLayer() for _ in new_cache.layers]
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
 )
 
 from .configuration_sled import SledConfig
@@ -92,9 +93,55 @@ class SledAttention(LlamaAttention):
         super().__init__(config, layer_idx)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attn_output, attn_weights = super().forward(*args, **kwargs)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # Torch's fused attention takes several times as long for one query in half precision on CPU.
+        if (
+            past_key_values is not None
+            and hidden_states.shape[1] == 1
+            and hidden_states.device.type == "cpu"
+            and hidden_states.dtype != torch.float32
+            and self.config._attn_implementation == "sdpa"
+            and self.num_key_value_groups == 1
+        ):
+            return self._attend_from_last(hidden_states, position_embeddings, attention_mask, past_key_values), None
+        attn_output, attn_weights = super().forward(
+            hidden_states,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
         return self.dropout(attn_output), attn_weights
+
+    def _attend_from_last(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache,
+    ) -> torch.Tensor:
+        """The base class's forward for the last position alone, as plain matrix products."""
+        shape = (hidden_states.shape[0], -1, 1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape)
+        key = self.k_proj(hidden_states).view(shape)
+        value = self.v_proj(hidden_states).view(shape)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        keys, values = past_key_values.update(key, value, self.layer_idx)
+        # The keys come first, because they are not contiguous and the other order would copy them.
+        scores = torch.matmul(keys, query.transpose(2, 3)).transpose(2, 3).float() * self.scaling
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        elif attention_mask is not None:
+            scores = scores + attention_mask
+        attended = torch.matmul(scores.softmax(dim=-1).to(values.dtype), values)
+        return self.dropout(self.o_proj(attended.reshape(hidden_states.shape[0], 1, -1)))
 
 
 class SledMLP(LlamaMLP):

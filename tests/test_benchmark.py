@@ -1,0 +1,177 @@
+"""The benchmark: what it accepts, what it writes; and what it rests on: the growing cache, compiled and int8 steps."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CompileConfig, DynamicCache, TorchAoConfig
+
+from transformers_sled import SledForSpeechSynthesis, SledProcessor
+from transformers_sled.generation_sled import _GrowingLayer
+
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "fixtures" / "golden"
+sys.path.append(str(ROOT / "evaluation"))
+
+import run_benchmark  # noqa: E402
+from run_benchmark import Configuration  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark") / "checkpoint"
+    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
+    model.save_pretrained(folder)
+    SledProcessor.from_pretrained(GOLDEN / "offline").save_pretrained(folder)
+    return folder
+
+
+def generate(model, num_frames=12, **options):
+    return model.generate(
+        torch.tensor([[0, 5, 6, 7, 2]]),
+        min_new_tokens=num_frames,
+        max_new_tokens=num_frames,
+        eos_threshold=1.0,
+        generator=torch.Generator().manual_seed(0),
+        return_dict_in_generate=True,
+        **options,
+    ).latents
+
+
+def test_configuration_is_read():
+    configuration = Configuration.parse("dtype=bfloat16,guidance=1,cache=static,compile=true,frames=30")
+    assert configuration == Configuration("bfloat16", guidance=1.0, cache="static", compile=True, frames=30)
+    assert configuration.name == "dtype=bfloat16, cache=static, compile=True, guidance=1, frames=30"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["dtypes=float32", "dtype", "dtype=int3", "frames=many", "compile=true", "compile=1", "mode=stream,batch=2"],
+)
+def test_bad_configurations_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        Configuration.parse(text)
+
+
+def test_benchmark_runs_configurations_in_turn(checkpoint, tmp_path, capsys):
+    arguments = ["generation", "--model", str(checkpoint), "--output-dir", str(tmp_path)]
+    arguments += ["--rounds", "2", "--threads", "1", "--breakdown"]
+    arguments += ["--configuration", "frames=8,tokens=8", "--configuration", "frames=8,tokens=8,mode=stream"]
+    run_benchmark.main(arguments)
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    offline, stream = report["results"]
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+    assert report["machine"]["threads"] == 1 and report["machine"]["torch"] == torch.__version__
+    assert report["command"].endswith("frames=8,tokens=8,mode=stream")
+    for result in (offline, stream):
+        low, high = result["ms_per_frame_range"]
+        assert 0 < low <= result["ms_per_frame"] <= high
+        assert result["peak_memory_mb"] > 0
+    assert offline["real_time_factor"] == pytest.approx(offline["ms_per_frame"] * 75 / 1000)
+    assert offline["seconds_to_first_audio"] == pytest.approx(offline["ms_per_frame"] * 8 / 1000)
+    assert 0 < stream["seconds_to_first_audio"] < stream["ms_per_frame"] * 8 / 1000
+    assert offline["bare_ms_per_frame"] > 0 and "bare_ms_per_frame" not in stream
+    breakdown = offline["breakdown_ms_per_frame"]
+    assert set(breakdown) == {"loop", "backbone", "head", "codec"}
+    assert all(value > -1e-6 for kinds in breakdown.values() for value in kinds.values())
+    assert breakdown["backbone"]["matrix products"] > 0 and breakdown["backbone"]["attention"] > 0
+    assert "frames=8" in capsys.readouterr().out
+
+
+def test_streaming_text_needs_an_interleaved_checkpoint(checkpoint, tmp_path):
+    arguments = ["generation", "--model", str(checkpoint), "--output-dir", str(tmp_path)]
+    with pytest.raises(RuntimeError, match="interleaved"):
+        run_benchmark.main([*arguments, "--configuration", "mode=stream-text"])
+
+
+def test_growing_cache_holds_what_the_dynamic_cache_holds():
+    torch.manual_seed(0)
+    expected, cache = DynamicCache(), DynamicCache()
+    cache.layers = [_GrowingLayer()]
+    for step, length in enumerate((5, 1, 1, 90, 1, 1)):
+        key, value = torch.randn(2, expected.layers[0].keys.shape[0] if step else 4, 2, length, 8)
+        outputs = [one.update(key, value, 0) for one in (expected, cache)]
+        for states, grown in zip(*outputs, strict=True):
+            torch.testing.assert_close(grown, states, rtol=0, atol=0)
+        assert cache.get_seq_length() == expected.get_seq_length()
+        if step == 2:
+            for one in (expected, cache):
+                one.batch_select_indices(torch.tensor([3, 1]))
+        if step == 3:
+            for one in (expected, cache):
+                one.batch_repeat_interleave(2)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    key, value = torch.randn(2, 1, 2, 3, 8)
+    torch.testing.assert_close(cache.update(key, value, 0)[1], value, rtol=0, atol=0)
+
+
+def test_default_cache_grows_and_other_caches_are_left_alone():
+    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
+    expected = generate(model, past_key_values=DynamicCache(config=model.config))
+    caches = []
+    handle = model.model.register_forward_hook(lambda module, args, output: caches.append(output.past_key_values))
+    torch.testing.assert_close(generate(model), expected, rtol=0, atol=1e-5)
+    handle.remove()
+    assert all(type(layer) is _GrowingLayer for layer in caches[0].layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_from_the_last_position_in_half_precision(dtype):
+    """The path for one query on CPU against the base class's attention in float32, with rows padded on the left."""
+    torch.manual_seed(0)
+    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
+    embeds = torch.randn(2, 9, model.config.hidden_size).to(dtype)
+    mask = torch.tensor([[1] * 9, [0] * 3 + [1] * 6])
+
+    def run(model):
+        cache = DynamicCache(config=model.config)
+        options = {"past_key_values": cache, "use_cache": True}
+        dtype = model.dtype
+        model(inputs_embeds=embeds[:, :8].to(dtype), attention_mask=mask[:, :8], **options)
+        return model(inputs_embeds=embeds[:, 8:].to(dtype), attention_mask=mask, **options).last_hidden_state.float()
+
+    expected = run(model)
+    actual = run(model.to(dtype))
+    assert (actual - expected).norm() / expected.norm() < 0.03
+
+
+@pytest.mark.slow
+def test_compiled_generation_compiles_once_for_all_lengths():
+    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
+    compile_config = CompileConfig(mode="default", dynamic=True)
+    options = {"cache_implementation": "static", "compile_config": compile_config}
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for num_frames in (12, 20, 9, 33):
+        expected = generate(model, num_frames)
+        torch.testing.assert_close(generate(model, num_frames, **options), expected, rtol=0, atol=1e-4)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_int8_weights_are_saved_and_loaded(checkpoint, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    model = SledForSpeechSynthesis.from_pretrained(
+        checkpoint, dtype=torch.bfloat16, quantization_config=run_benchmark.get_quantization_config("int8")
+    )
+    is_int8 = {name for name, parameter in model.named_parameters() if type(parameter.data) is not torch.Tensor}
+    assert "model.layers.0.self_attn.q_proj.weight" in is_int8
+    assert "generative_head.res_blocks.0.mlp.0.weight" in is_int8
+    assert not any("norm" in name or "_ln" in name or name.startswith(("codec", "eos_head")) for name in is_int8)
+    assert model.codec.dtype == torch.float32
+    assert isinstance(model.config.quantization_config, TorchAoConfig)
+    assert isinstance(model.config.quantization_config.quant_type, quantization.Int8WeightOnlyConfig)
+    model.save_pretrained(tmp_path)
+    loaded = SledForSpeechSynthesis.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    torch.testing.assert_close(generate(loaded), generate(model), rtol=0, atol=0)
+    assert loaded.codec.dtype == torch.float32
+    reference = SledForSpeechSynthesis.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    with torch.no_grad():
+        expected, actual = (one(ids).last_hidden_state.float() for one in (reference, loaded))
+    assert (actual - expected).norm() / expected.norm() < 0.05
