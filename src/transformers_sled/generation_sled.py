@@ -1314,8 +1314,10 @@ async def _drive_async(
             else:
                 source.push(piece)
     finally:
-        # A step that is still running stops after its frame; the last reference to the stream goes with it.
+        # A step that is still running stops after its frame. The last reference to the stream goes with it, also where an
+        # error's traceback keeps this frame.
         is_abandoned.set()
+        del events, advance
 
 
 def _in_daemon_thread(function: Callable[[], Any]) -> Awaitable[Any]:
