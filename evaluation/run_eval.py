@@ -4,7 +4,7 @@
 
 speaks every utterance of LibriSpeech-PC test-clean between 4 and 10 s under the paper's protocols, scores it next to
 the ground truth and the codec's resynthesis, and writes `summary.json`, `report.md`, `plots/` and `index.html`.
-`accelerate launch evaluation/run_eval.py ...` (on CPUs `torchrun --standalone --nproc-per-node 2 ...`) spreads the utterances over
+`accelerate launch evaluation/run_eval.py ...` (on CPUs `torchrun --nproc-per-node 2 ... --cpu`) spreads the utterances over
 processes that share the output folder.
 The same command goes on where a killed run stopped. Without `--model`, only ground truth and resynthesis are scored.
 """
@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import math
+import os
 import re
 import sys
 from datetime import timedelta
@@ -80,6 +81,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=10,
         help="how many to stream for the time to first audio (default: 10)",
     )
+    add("--cpu", action="store_true", help="use CPUs only; several processes on CPUs need it")
     add(
         "--push-results", action="store_true", help="write the figures to the model card: of the Hub id, or the folder"
     )
@@ -393,7 +395,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     arguments = parse_arguments(argv)
     try:
-        run = Run(arguments, PartialState(timeout=PATIENCE))
+        state = PartialState(cpu=arguments.cpu, timeout=PATIENCE)
+        if state.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+            raise ValueError(f"{os.environ['WORLD_SIZE']} processes were launched without accelerators; add --cpu.")
+        run = Run(arguments, state)
     except ValueError as error:
         sys.exit(f"run_eval.py: {error}")
     run()

@@ -300,7 +300,8 @@ def test_killed_twice_and_resumed_is_the_same(uninterrupted, tmp_path, offline):
 def test_two_processes_are_one(uninterrupted, tmp_path, offline):
     # On CPUs `accelerate launch` starts one process only, so its own launcher underneath is used.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, *command(tmp_path, [*offline, "--batch-size", "2"])[1:]], check=True, capture_output=True)
+    arguments = [*offline, "--batch-size", "2", "--cpu"]
+    subprocess.run([*launch, *command(tmp_path, arguments)[1:]], check=True, capture_output=True)
     assert len(list((tmp_path / "records").glob("audio.*.jsonl"))) == 2
     assert results_of(tmp_path) == uninterrupted
 
@@ -355,6 +356,11 @@ def refusal(capsys, tmp_path: Path, arguments: list[str]) -> str:
 def test_bad_input_is_refused_before_any_work(capsys, tmp_path, offline, monkeypatch, changed, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert re.search(message, refusal(capsys, tmp_path, [*offline, *changed]), re.DOTALL)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(capsys, tmp_path, offline, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "2 processes were launched without accelerators; add --cpu" in refusal(capsys, tmp_path, offline)
 
 
 def test_dnsmos_is_refused_where_it_is_not_installed(capsys, tmp_path, offline, monkeypatch):
