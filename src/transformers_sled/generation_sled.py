@@ -1293,9 +1293,11 @@ async def _drive_async(
     """Feeds a stream from an iterator of either kind, its steps in threads that end with the stream."""
     end = object()
     is_abandoned = threading.Event()
+    steps = [events]
+    del events
 
     def advance() -> Any:
-        for event in events:
+        for event in itertools.chain.from_iterable(steps):
             if event is not _WORKING or is_abandoned.is_set():
                 return event
         return end
@@ -1317,7 +1319,7 @@ async def _drive_async(
         # A step that is still running stops after its frame. The last reference to the stream goes with it, also where an
         # error's traceback keeps this frame.
         is_abandoned.set()
-        del events, advance
+        steps.clear()
 
 
 def _in_daemon_thread(function: Callable[[], Any]) -> Awaitable[Any]:
