@@ -221,7 +221,11 @@ class Run:
         return sorted(ids, key=lambda name: (len(self.utterances[name].text), name))
 
     def share(self, work: list[Any], title: str) -> tqdm:
-        """This process's part of the work, with a progress bar in the main process."""
+        """
+        This process's part of the work, with a progress bar in the main process.
+
+        The work has to be all of it, the done included: what is done changes while the processes look at it.
+        """
         mine = work[self.state.process_index :: self.state.num_processes]
         return tqdm(mine, title, disable=not self.state.is_main_process)
 
@@ -254,7 +258,9 @@ class Run:
         if "continuation" in self.protocols:
             work += [("prompt", pair[0]) for pair in self.plan["protocols"]["continuation"]["pairs"]]
         done = self.store.read("audio")
-        for system, name in self.share([item for item in work if item not in done], "ground truth and resynthesis"):
+        for system, name in self.share(work, "ground truth and resynthesis"):
+            if (system, name) in done:
+                continue
             audio = self.dataset.read_audio(self.utterances[name].row)
             if system == "resynthesis":
                 audio = resynthesize(self.codec, audio, self.bandwidth)
@@ -307,7 +313,9 @@ class Run:
             pairs = self.plan["protocols"]["continuation"]["pairs"]
             clips += [(system, name, "new") for system in systems for name, _ in pairs]
         done = self.store.read("embedding")
-        for system, name, part in self.share([clip for clip in clips if clip not in done], "speaker embeddings"):
+        for system, name, part in self.share(clips, "speaker embeddings"):
+            if (system, name, part) in done:
+                continue
             audio = self.load_audio(system, name)
             audio = audio[prompt_samples:] if part == "new" else audio
             embedding = embed(self.speaker_encoder, audio, self.sampling_rate) if len(audio) else None
@@ -317,8 +325,9 @@ class Run:
     def predict_opinions(self, systems: dict[str, list[str]]) -> None:
         """DNSMOS of all systems."""
         done = self.store.read("dnsmos")
-        work = [(system, name) for system, ids in systems.items() for name in ids if (system, name) not in done]
-        for system, name in self.share(work, "DNSMOS"):
+        for system, name in self.share([(system, name) for system, ids in systems.items() for name in ids], "DNSMOS"):
+            if (system, name) in done:
+                continue
             audio = self.load_audio(system, name)
             scores = dnsmos.quality(audio, self.sampling_rate) if len(audio) else {"overall": None}
             self.store.append("dnsmos", [{"system": system, "id": name, **scores}])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+
 evaluate = pytest.importorskip("evaluate")
 pytest.importorskip("jiwer")
 

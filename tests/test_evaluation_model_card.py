@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+
 EVALUATION = Path(__file__).parents[1] / "evaluation"
 sys.path.insert(0, str(EVALUATION))
 
 from huggingface_hub import ModelCard  # noqa: E402
 
 from model_card import push_results  # noqa: E402
+
 
 CARD = """---
 license: apache-2.0
