@@ -48,6 +48,7 @@ class AblationArguments:
     measure_steps: int = field(default=50, metadata={"help": "How often the spread is measured."})
     hidden_size: int = field(default=256, metadata={"help": "Width of decoder and head."})
     num_hidden_layers: int = field(default=4, metadata={"help": "Layers of the decoder."})
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate, falling to zero by a cosine."})
 
 
@@ -131,6 +132,8 @@ def train(
             max_steps=args.max_steps,
             per_device_train_batch_size=len(dataset),
             learning_rate=args.learning_rate,
+            bf16=args.bf16,
+            use_cpu=not torch.cuda.is_available(),
             lr_scheduler_type="cosine",
             warmup_steps=args.max_steps // 20,
             remove_unused_columns=False,

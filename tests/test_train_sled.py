@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
@@ -148,8 +149,7 @@ def launch(arguments, *, prelude="", processes=1, accelerate_config=None):
     """Runs the script in processes of its own, after a prelude."""
     command = [sys.executable]
     if accelerate_config is not None:
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config), "--cpu"]
-        command += ["--num_processes", str(processes), "--mixed_precision", "no"]
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config)]
     elif processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     runner = Path(arguments[arguments.index("--output_dir") + 1]).parent / "runner.py"
@@ -194,11 +194,13 @@ def test_fsdp_trains_the_same(arguments, checkpoint, tmp_path):
     common = {"model_name_or_path": checkpoint, "train_sampling_strategy": "sequential", "dataloader_drop_last": True}
     one = launch(arguments("one", **common), prelude=GIVE_NOISE)
     assert one.returncode == 0, one.stderr
+    config = yaml.safe_load((RECIPES / "fsdp.yaml").read_text())
+    config |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}
+    (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(config))
     sharded = launch(
         arguments("sharded", **common, per_device_train_batch_size=2, save_strategy="steps", save_steps=5),
         prelude=SHARD_ON_CPU + GIVE_NOISE,
-        processes=2,
-        accelerate_config=RECIPES / "fsdp.yaml",
+        accelerate_config=tmp_path / "fsdp.yaml",
     )
     assert sharded.returncode == 0, sharded.stderr
     assert (tmp_path / "sharded" / "checkpoint-5" / "pytorch_model_fsdp.bin").is_file()
