@@ -78,7 +78,7 @@ def test_listener_leaves_and_interrupt(tmp_path):
 
     process = start("stream_speech.py", "--output", str(tmp_path / "speech.wav"), "--guidance-scale", "1")
     # Text of one chunk: the script has written its first audio and waits for more text.
-    process.stdin.write(b"She was humiliated")
+    process.stdin.write(b"She was humiliated by his ")
     process.stdin.flush()
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (tmp_path / "speech.wav").exists():

@@ -834,7 +834,7 @@ def test_two_hundred_streams_leave_nothing():
 
 STREAM_ERRORS = [
     ("text", dict(text=iter([1]))),
-    ("text", dict(text=["Hello, ", None])),
+    ("text", dict(text=["He", None])),
     ("text", dict(text=[b"Hello"])),
     ("text", dict(text=[])),
     ("text", dict(text=["", " ", "\n"])),
@@ -925,7 +925,7 @@ GENERATE_ERRORS = [
     ("prompt_values", dict(prompt_values=torch.zeros(1, 1, 320), prompt_latents=torch.zeros(1, 4, 32))),
     ("prompt_latents", dict(prompt_latents=torch.full((1, 4, 32), float("nan")))),
     ("prompt_latents_mask", dict(prompt_latents=torch.zeros(1, 4, 32), prompt_latents_mask=torch.ones(1, 3))),
-    ("prompt_latents", dict(prompt_latents=torch.zeros(1, 2046, 32))),
+    ("voice prompt of 2046 frames", dict(prompt_latents=torch.zeros(1, 2046, 32))),
     ("generator", dict(generator=[torch.Generator(), torch.Generator()])),
     ("streamer", dict(streamer=print)),
     ("logits_processor", dict(logits_processor=[print])),
