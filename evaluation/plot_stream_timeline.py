@@ -19,7 +19,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-import transformers_sled
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
 
 
@@ -78,7 +77,7 @@ def draw(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Interleaved model; by default the voice in the package")
+    parser.add_argument("--model", default="ICTNLP/SLED-TTS-Streaming-Libriheavy", help="Interleaved model")
     parser.add_argument("--codec", help="Codec of a model that comes without one")
     parser.add_argument("--text", default=TEXT)
     parser.add_argument("--pieces-per-second", type=float, default=10.0, help="Words written in a second")
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--max-duration", type=float, help="Seconds of speech after which it is cut off")
     parser.add_argument("--output", type=Path, default=Path("docs/stream_timeline.png"))
     args = parser.parse_args()
-    name = args.model or transformers_sled.builtin_voice(interleaved=True)
+    name = args.model
     model = SledForSpeechSynthesis.from_pretrained(name, codec=args.codec)
     if not model.config.is_interleaved:
         parser.error("--model must be interleaved: an offline model reads the whole text first.")

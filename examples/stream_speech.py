@@ -27,7 +27,6 @@ import numpy as np
 import soundfile
 import torch
 
-import transformers_sled
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
 
 
@@ -68,7 +67,9 @@ def open_output(output: str | None, sampling_rate: int) -> Iterator[Callable[[np
 
 def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", help="Model on the Hub or in a folder; by default the interleaved voice in the package"
+        "--model",
+        default="ICTNLP/SLED-TTS-Streaming-Libriheavy",
+        help="Model on the Hub or in a folder (default: %(default)s)",
     )
     parser.add_argument(
         "--codec", help="Codec of a model that comes without one, if not the one that its config names"
@@ -84,7 +85,7 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[SledForSpeechSynthesis, SledProcessor]:
-    name = args.model or transformers_sled.builtin_voice(interleaved=True)
+    name = args.model
     model = SledForSpeechSynthesis.from_pretrained(name, codec=args.codec)
     return model.to(args.device), SledProcessor.from_pretrained(name)
 

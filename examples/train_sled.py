@@ -308,14 +308,9 @@ def load_model(args: ModelArguments) -> tuple[SledForSpeechSynthesis, SledProces
             raise ValueError(
                 "--config_name and --tokenizer_name are for training from scratch; a checkpoint has its own"
             )
-        loaded = SledForSpeechSynthesis.from_pretrained(
+        model = SledForSpeechSynthesis.from_pretrained(
             args.model_name_or_path, codec=args.codec_name, dtype=torch.float32
         )
-        # A loaded model saves its weights under the released names, which the Trainer cannot resume from.
-        model = SledForSpeechSynthesis(loaded.config, build_codec=False)
-        model.set_codec(loaded.codec)
-        model.load_state_dict(loaded.state_dict())
-        model.generation_config = loaded.generation_config
         processor = SledProcessor.from_pretrained(args.model_name_or_path)
         if args.text_chunk_size is not None:
             model.config.update(chunks)

@@ -436,6 +436,10 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             raise ValueError(
                 f"The checkpoint {str(pretrained_model_name_or_path)!r} is incomplete or damaged: {error}."
             ) from error
+        # The released names are for reading only: saved under them, a model could not be resumed by `Trainer`.
+        model._weight_conversions = [
+            conversion for conversion in model._weight_conversions if "scoreloss" not in str(conversion.source_patterns)
+        ]
         if loading_info["mismatched_keys"] and not ignores_shapes:
             name, found, expected = min(loading_info["mismatched_keys"])
             raise ValueError(
