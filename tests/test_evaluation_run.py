@@ -338,7 +338,7 @@ def refusal(capsys, tmp_path: Path, arguments: list[str]) -> str:
     ("changed", "message"),
     [
         (["--recognizer", "nobody/listens"], "Recognizer 'nobody/listens' could not be loaded"),
-        (["--recognizer", "faster-whisper:nobody"], "'faster-whisper:nobody' could not be loaded"),
+        (["--recognizer", "faster-whisper:nobody"], "'faster-whisper:nobody' could not be loaded|needs the package"),
         (["--speaker-encoder", "nobody/speaks"], "Speaker encoder 'nobody/speaks' could not be loaded"),
         (["--model", "nobody/here"], "Model 'nobody/here' could not be loaded"),
         (["--dataset", "nothing.parquet"], "Data set 'nothing.parquet'"),
