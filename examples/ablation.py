@@ -159,6 +159,8 @@ def speak(
         inputs = processor(example["text"], return_tensors="pt").to(model.device)
         (audio,) = model.generate(
             **inputs,
+            # So few utterances leave the unconditional branch of guidance nothing to learn.
+            guidance_scale=1.0,
             max_new_tokens=2 * example["length"],
             generator=torch.Generator(model.device).manual_seed(index),
         )
