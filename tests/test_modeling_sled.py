@@ -388,7 +388,7 @@ def test_torchao_quantization(model, tmp_path):
     assert get_quantized_names(loaded) == names
     assert_codec_is_exact(loaded)
     torch.testing.assert_close(loaded(input_ids=TEXT_IDS).last_hidden_state.float(), hidden_states)
-    assert torch.equal(speak(loaded).audio[0], outputs.audio[0])
+    torch.testing.assert_close(speak(loaded).audio[0], outputs.audio[0], atol=1e-4, rtol=0.0)
 
 
 @pytest.mark.slow
