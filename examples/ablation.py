@@ -1,6 +1,6 @@
 """
 The paper's ablation in miniature: overfit a small model to a few utterances with and without the repulsive term of the
-energy distance, and see what it is for. Without it the two samples of a frame become one, and the model does not speak.
+energy distance, and measure how far apart the two samples of a frame lie and how much of the speech is understood.
 
     python examples/ablation.py --dataset_name my_codes/ --tokenizer_name my_tokenizer/ --codec_name my_codec/ \
         --recognizer openai/whisper-tiny.en --output_dir ablation/
@@ -74,7 +74,7 @@ class SpreadCallback(TrainerCallback):
         self.spread: dict[int, float] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0 or state.global_step == 1:
+        if state.global_step % self.every == 0 or state.global_step in (1, state.max_steps):
             self.spread[state.global_step] = measure_spread(model, self.batch)
 
 

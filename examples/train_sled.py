@@ -12,6 +12,7 @@ on many GPUs.
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 import datasets
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from matplotlib.figure import Figure
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
@@ -37,6 +38,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from transformers_sled import SledConfig, SledForSpeechSynthesis, SledProcessor
 from transformers_sled.data_sled import (
@@ -126,7 +128,8 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 class SledTrainer(Trainer):
     """
     The Trainer, with both parts of the loss logged and every frame of an optimizer step weighted alike, however the
-    step is spread over processes and accumulated batches.
+    step is spread over processes and accumulated batches. The loss of an evaluation depends on neither its batches nor
+    the number of processes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -145,13 +148,15 @@ class SledTrainer(Trainer):
             self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
 
+    def get_frame_mask(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """1 for a frame of a row of a batch, 0 for padding, of shape `(batch, frames)`."""
+        if "audio_codes_mask" in batch:
+            return batch["audio_codes_mask"]
+        return batch["padding_mask"][:, :: self.accelerator.unwrap_model(self.model).codec.config.hop_length]
+
     def count_positions(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Frames of a batch, and frames with the end of every row: what the two losses are averaged over."""
-        if "audio_codes_mask" in batch:
-            frames = batch["audio_codes_mask"].sum(dim=1)
-        else:
-            hop_length = self.accelerator.unwrap_model(self.model).codec.config.hop_length
-            frames = -(-batch["padding_mask"].sum(dim=1) // hop_length)
+        frames = self.get_frame_mask(batch).sum(dim=1)
         return torch.stack([frames.sum(), frames.sum() + len(frames)])
 
     def get_batch_samples(
@@ -170,15 +175,39 @@ class SledTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        num_rows = len(inputs["input_ids"])
+        if not model.training:
+            num_rows = self.count_unrepeated_rows(num_rows)
+            # A process with repeated rows only still takes part in the step: a sharded model needs it.
+            kept = max(num_rows, 1)
+            inputs = {name: value[:kept] if torch.is_tensor(value) else value for name, value in inputs.items()}
+            inputs["noise"] = self.draw_evaluation_noise(inputs)
         outputs = model(**inputs)
         losses = torch.stack([outputs.energy_loss.mean(), outputs.eos_loss.mean()])
-        positions = self.count_positions(inputs).to(losses.device)
+        positions = self.count_positions(inputs).to(losses.device) * (num_rows > 0)
         self.loss_sums[model.training] += torch.stack([losses.detach() * positions, positions]).flatten()
         loss = losses.sum()
         if num_items_in_batch is not None:
             # Gradients are averaged over processes and summed over accumulated batches.
             loss = (losses * positions / num_items_in_batch).sum() * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def count_unrepeated_rows(self, num_rows: int) -> int:
+        """Rows of this process's batch without those that fill up the last step, so that every process has a batch."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return num_rows
+        return min(max(state.remainder - self.accelerator.process_index * num_rows, 0), num_rows)
+
+    def draw_evaluation_noise(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Noise that follows from a row's text alone: the same at every evaluation, however the rows are batched."""
+        mask = self.get_frame_mask(batch)
+        noise = torch.zeros(2, *mask.shape, self.accelerator.unwrap_model(self.model).config.noise_dim)
+        seeds = (batch["input_ids"] * batch["attention_mask"]).sum(dim=1) + self.args.seed
+        for row, (seed, frames) in enumerate(zip(seeds.tolist(), mask.sum(dim=1).tolist(), strict=True)):
+            generator = torch.Generator().manual_seed(seed)
+            noise[:, row, :frames] = torch.randn(2, frames, noise.shape[-1], generator=generator)
+        return noise
 
     def pop_mean_losses(self, training: bool) -> tuple[float, float]:
         """Means of the energy and end-of-speech losses over all positions since the last call, over all processes."""
@@ -192,16 +221,28 @@ class SledTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            # The same noise at every evaluation, and none of the training run's randomness spent.
-            torch.manual_seed(self.args.seed)
+        # The data loader draws a seed for its workers, which would otherwise change the training run's randomness.
+        with torch.random.fork_rng(devices=[]):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         energy, eos = self.pop_mean_losses(training=False)
         output.metrics[f"{metric_key_prefix}_loss"] = energy + eos
         output.metrics[f"{metric_key_prefix}_energy_loss"] = energy
         output.metrics[f"{metric_key_prefix}_eos_loss"] = eos
         return output
+
+    def delete_adapters(self) -> None:
+        """Deletes the adapters pushed during training: loading prefers them to the merged model beside them."""
+        if not self.is_world_process_zero():
+            return
+        self._finish_current_push()
+        names = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
+        for name in names:
+            Path(self.args.output_dir, name).unlink(missing_ok=True)
+        if self.hub_model_id is not None:
+            repository = {"repo_id": self.hub_model_id, "revision": self.args.hub_revision}
+            pushed = [name for name in names if HfApi().file_exists(filename=name, **repository)]
+            if pushed:
+                HfApi().delete_files(delete_patterns=pushed, commit_message="Adapters are merged", **repository)
 
     def create_model_card(
         self,
@@ -216,11 +257,20 @@ class SledTrainer(Trainer):
             return
         path = Path(self.args.output_dir) / "README.md"
         card = ModelCard.load(path)
+        if self.hub_model_id is not None:
+            # The model was saved under the name of its folder.
+            folder = path.resolve().parent.name
+            card.text = card.text.replace(f"\n# {folder}\n", f"\n# {self.hub_model_id}\n", 1)
+            card.text = card.text.replace(f'model="{folder}"', f'model="{self.hub_model_id}"')
         card.data.language = language or card.data.language
-        card.data.license = license or card.data.license
+        if license is not None:
+            card.data.license = license
+            card.text = card.text.replace(" No license is stated for the weights.", "")
         # Folders of this machine mean nothing to a reader of the card.
         if dataset is not None and not Path(dataset).exists():
-            card.data.datasets = [dataset]
+            known = card.data.datasets or []
+            card.data.datasets = known if dataset in known else [*known, dataset]
+            card.text = re.sub(r"Not stated: .* above\.", f"Trained on {dataset}.", card.text)
         if finetuned_from is not None and not Path(finetuned_from).exists():
             card.data.base_model = finetuned_from
         args, rows = self.args, []
@@ -464,6 +514,11 @@ def main() -> None:
     do_train, do_eval = training_args.do_train, training_args.do_eval or training_args.eval_strategy != "no"
     if not do_train and not do_eval:
         raise ValueError("Nothing to do: give --do_train, --do_eval or both")
+    if training_args.hub_token is not None:
+        raise ValueError(
+            "--hub_token would be published with training_args.bin: set the environment variable HF_TOKEN or run "
+            "`hf auth login` instead"
+        )
     set_seed(training_args.seed)
     model, processor = load_model(model_args)
     with training_args.main_process_first(desc="reading the data"):
@@ -509,6 +564,7 @@ def main() -> None:
         trainer.save_metrics("train", result.metrics)
         if model_args.lora_rank:
             trainer.model = trainer.model.merge_and_unload()
+            trainer.delete_adapters()
         trainer.save_model()
     if do_eval:
         metrics = trainer.evaluate()

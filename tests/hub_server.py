@@ -212,6 +212,8 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.large_files[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         history = self.server.repositories[name][revision]
         commit = hashlib.sha1(f"{name}/{revision}/{len(history)}".encode()).hexdigest()
         history.append((commit, files))

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
 
+from hub_server import Hub
 from transformers_sled import SledForSpeechSynthesis
 from transformers_sled.data_sled import prepare_dataset
 from transformers_sled.processing_sled import SledProcessor
@@ -145,16 +146,17 @@ data_sled.SledDataCollator = CollatorWithNoise
 """
 
 
-def launch(arguments, *, prelude="", processes=1, accelerate_config=None):
-    """Runs the script in processes of its own, after a prelude."""
+def launch(arguments, *, prelude="", epilogue="", processes=1, accelerate_config=None, environment=None):
+    """Runs the script in processes of its own, between a prelude and an epilogue."""
     command = [sys.executable]
     if accelerate_config is not None:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config)]
     elif processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     runner = Path(arguments[arguments.index("--output_dir") + 1]).parent / "runner.py"
-    runner.write_text(f"{prelude}\nimport runpy, sys\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = f"import runpy\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    runner.write_text(f"{prelude}\n{script}\n{epilogue}\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.run([*command, str(runner), *arguments], env=environment, capture_output=True, text=True)
 
 
@@ -293,7 +295,26 @@ def test_evaluation_does_not_depend_on_its_batches(train, checkpoint):
         )
         for size in (1, 4)
     )
-    assert one["eval_eos_loss"] == pytest.approx(four["eval_eos_loss"], abs=1e-5)
+    for part in ("energy_loss", "eos_loss"):
+        assert one[f"eval_{part}"] == pytest.approx(four[f"eval_{part}"], abs=1e-5)
+
+
+def test_evaluation_does_not_depend_on_the_number_of_processes(train, arguments, checkpoint, tmp_path):
+    # Of the last step's two batches of 4, the first has one new row and the second none; the rest repeats earlier rows.
+    settings = {
+        "model_name_or_path": checkpoint,
+        "do_train": None,
+        "do_eval": True,
+        "num_audio_samples": 0,
+        "eval_split_name": "train",
+        "max_eval_samples": 9,
+    }
+    one = json.loads((train("one", per_device_eval_batch_size=3, **settings) / "eval_results.json").read_text())
+    run = launch(arguments("two", per_device_eval_batch_size=4, **settings), processes=2)
+    assert run.returncode == 0, run.stderr
+    two = json.loads((tmp_path / "two" / "eval_results.json").read_text())
+    for part in ("loss", "energy_loss", "eos_loss"):
+        assert two[f"eval_{part}"] == pytest.approx(one[f"eval_{part}"], abs=1e-5)
 
 
 def test_from_scratch_with_memory_saved(train, tmp_path):
@@ -338,6 +359,100 @@ def test_lora_trains_adapters_and_saves_a_whole_model(train, checkpoint):
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(name.startswith("model.layers.") and name.endswith("_proj.weight") for name in changed)
+
+
+LOAD_BY_NAME = """
+import os
+import torch
+from transformers import AutoModelForTextToWaveform, AutoProcessor, pipeline
+from transformers_sled import SledForSpeechSynthesis, SledProcessor
+speaker = pipeline("text-to-speech", model="somebody/voice")
+assert isinstance(speaker.model, SledForSpeechSynthesis) and isinstance(speaker.processor, SledProcessor)
+speech = speaker("Stop.", generate_kwargs={"max_new_tokens": 5, "min_new_tokens": 5})
+assert speech["audio"].shape[-1] == 5 * 320 and speech["sampling_rate"] == 24_000
+assert isinstance(AutoProcessor.from_pretrained("somebody/voice"), SledProcessor)
+model = AutoModelForTextToWaveform.from_pretrained("somebody/voice")
+saved = SledForSpeechSynthesis.from_pretrained(os.environ["SAVED"]).state_dict()
+assert model.state_dict().keys() == saved.keys()
+assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 2},
+        {"hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 2, "lora_rank": 4},
+    ],
+    ids=["end", "every_save", "lora"],
+)
+def test_pushed_at_the_end_and_loaded_by_name(arguments, checkpoint, tmp_path, settings):
+    settings = {
+        "model_name_or_path": checkpoint,
+        "push_to_hub": True,
+        "hub_model_id": "somebody/voice",
+        "language": "de",
+        "license": "cc-by-4.0",
+        "max_steps": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "num_audio_samples": 1,
+        "report_to": "tensorboard",
+        **settings,
+    }
+    with Hub() as hub:
+        environment = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": "hf_of_nobody",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(tmp_path / "home"),
+            "SAVED": str(tmp_path / "run"),
+        }
+        run = launch(arguments("run", **settings), epilogue=LOAD_BY_NAME, environment=environment)
+        assert run.returncode == 0, run.stderr
+        files = hub.get_files("somebody/voice")
+        commits = [files for _, files in hub.repositories["somebody/voice"]["main"]]
+    model_files = {"config.json", "generation_config.json", "model.safetensors"}
+    assert model_files | {"processor_config.json", "tokenizer.json", "tokenizer_config.json"} <= files.keys()
+    assert "samples/step-0000004/0.wav" in files
+    assert not [name for name in files if name.startswith(("adapter", "checkpoint"))]
+    pushed_early = {"adapter_model.safetensors"} if "lora_rank" in settings else model_files
+    assert any(pushed_early <= early.keys() and "README.md" not in early for early in commits) == (
+        settings.get("hub_strategy") == "every_save"
+    )
+    text = files["README.md"].decode()
+    card = ModelCard(text)
+    assert (card.data.language, card.data.license, card.data.pipeline_tag) == ("de", "cc-by-4.0", "text-to-speech")
+    assert "\n# somebody/voice\n" in card.text and 'model="somebody/voice"' in card.text
+    assert "No license is stated" not in card.text
+    assert "| optimizer steps | 4 |" in card.text and "| evaluation energy loss |" in card.text
+    for place in (tmp_path, checkpoint, GOLDEN, Path.home(), Path.cwd()):
+        assert str(place) not in text
+
+
+def test_the_card_names_a_public_dataset(script, checkpoint, tmp_path):
+    model, processor = script.load_model(script.ModelArguments(model_name_or_path=str(checkpoint)))
+    args = script.SledTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
+    trainer = script.SledTrainer(model, args, processing_class=processor)
+    trainer.save_model()
+    trainer.create_model_card(dataset="somebody/corpus", finetuned_from="somebody/voice")
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert (card.data.datasets, card.data.base_model) == (["somebody/corpus"], "somebody/voice")
+    assert "Trained on somebody/corpus. No license is stated" in card.text and "Not stated" not in card.text
+
+
+def test_a_finished_run_run_again_changes_only_its_card(train, checkpoint):
+    settings = {"model_name_or_path": checkpoint, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    folder = train("run", **settings)
+    before = load_file(folder / "model.safetensors")
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("## This run", "My own words.\n\n## This run"))
+    train("run", **settings, license="mit")
+    assert "My own words." in card.read_text() and ModelCard.load(card).data.license == "mit"
+    after = load_file(folder / "model.safetensors")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
 def test_waveforms_instead_of_codes(train, checkpoint, data, tmp_path):
