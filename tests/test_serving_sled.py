@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import StoppingCriteria
 
 from transformers_sled import SledForSpeechSynthesis, SledProcessor, serving_sled
 from transformers_sled.serving_sled import SledStream, SledStreamServer
@@ -67,6 +68,10 @@ def cut(text: str, rng: random.Random) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(bounds)]
 
 
+async def write_asynchronously():
+    yield TEXTS[0]
+
+
 def drain(server: SledStreamServer) -> dict[SledStream, torch.Tensor]:
     """Steps until nothing is left to do. Returns the audio of every stream."""
     waveforms: dict[SledStream, list[torch.Tensor]] = {}
@@ -79,6 +84,14 @@ def drain(server: SledStreamServer) -> dict[SledStream, torch.Tensor]:
 def assert_same(audio: torch.Tensor, expected: torch.Tensor) -> None:
     assert audio.dtype == torch.float32 and audio.device.type == "cpu"
     torch.testing.assert_close(audio, expected, atol=1e-4, rtol=0)
+
+
+class StopAt(StoppingCriteria):
+    def __init__(self, num_frames: int):
+        self.num_frames = num_frames
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.num_frames)
 
 
 class Feeder:
@@ -164,6 +177,18 @@ def test_long_text_in_parts(kind):
     assert_same(audio[in_voice], alone)
     streamed = model.stream(iter(pieces), processor, generator=make_generator(), **settings)
     assert_same(audio[in_pieces], torch.cat(list(streamed)))
+
+
+def test_what_stops_a_stream_stops_all_its_parts_and_no_other():
+    text = "The dog barked all night. No. It ran away. The cat slept on. No, no, no."
+    server = make_server("offline", max_positions=300)
+    assert len(server.processor.split_text(text)) > 2
+    timed = server.add(text, max_time=1e-6, eos_threshold=1.0)
+    stopped = server.add(text, stopping_criteria=[StopAt(9)], eos_threshold=1.0)
+    other = server.add(TEXTS[0], generator=torch.Generator().manual_seed(1), **SETTINGS[1])
+    audio = drain(server)
+    assert (len(audio[timed]), len(audio[stopped])) == (320, 9 * 320)
+    assert_same(audio[other], speak_alone("offline", TEXTS[0], 1, SETTINGS[1], {}))
 
 
 def test_a_stream_that_waits_for_text_sits_out():
@@ -316,13 +341,13 @@ def test_an_endless_source_is_read_as_far_as_the_speech_goes():
         ({"text": ""}, "text"),
         ({"text": 5}, "text"),
         ({"text": b"bytes"}, "text"),
+        ({"text": write_asynchronously()}, "text"),
         ({"text": "a " * 3000}, "text"),
         ({"text": "Hello.", "guidance_scale": -1}, "guidance_scale"),
         ({"text": "Hello.", "temperature": float("nan")}, "temperature"),
         ({"text": "Hello.", "eos_threshold": 2}, "eos_threshold"),
         ({"text": "Hello.", "max_new_tokens": 0}, "max_new_tokens"),
         ({"text": "Hello.", "num_return_sequences": 2}, "num_return_sequences"),
-        ({"text": "Hello.", "max_time": 1.0}, "max_time"),
         ({"text": "Hello.", "chunk_duration": 0}, "chunk_duration"),
         ({"text": "Hello.", "max_duration": -1}, "max_duration"),
         ({"text": "Hello.", "generator": 5}, "generator"),

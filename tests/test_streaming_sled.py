@@ -334,6 +334,20 @@ def test_chunk_shorter_than_a_frame():
     assert [len(waveform) for waveform in chunker.push(make_latents(4))] == [24] * 4
 
 
+def test_chunker_goes_on_with_a_decoder():
+    codec, latents = make_codec(), make_latents(40)
+    whole = decode_whole(codec, latents)[0]
+    # Before and after the first frames, which the decoder holds back.
+    for num_decoded in (0, 3, 20):
+        decoder = SledStreamingDecoder(codec)
+        num_samples = decoder.decode(latents[:, :num_decoded]).shape[1]
+        chunker = SledAudioChunker(decoder.select_rows([0]))
+        waveforms = chunker.push(latents[:, num_decoded:]) + chunker.finish()
+        torch.testing.assert_close(torch.cat(waveforms), whole[num_samples:], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="codec"):
+        SledAudioChunker(decoder.select_rows([0, 0]))
+
+
 def test_prompt_comes_first():
     chunker = SledAudioChunker(make_codec())
     chunker.push(make_latents(2), is_prompt=True)

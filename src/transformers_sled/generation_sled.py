@@ -57,8 +57,9 @@ MAX_WAITING_CHARACTERS = 1_000_000
 # Slots that the cache makes room for at least when it is full.
 _MIN_CACHE_GROWTH = 64
 
-# What a stream yields after a step that completes no waveform, and in place of one when it waits for text.
-_WORKING, _NEEDS_TEXT = object(), object()
+# What a stream yields after a step that completes no waveform, and in place of one when it waits for text or, in a server,
+# for a frame.
+_WORKING, _NEEDS_TEXT, _NEEDS_FRAME = object(), object(), object()
 
 
 @dataclass
@@ -397,13 +398,10 @@ class SledGenerationMixin(GenerationMixin):
         ...     print(waveform.shape)
         ```
         """
-        source, pieces, events = self._prepare_stream(text, processor, chunk_duration, max_duration, kwargs)
-        if isinstance(pieces, AsyncIterator):
-            raise ValueError(
-                f"`text` must be a string or an iterable of strings, got {type(text).__name__}: `astream` takes "
-                "asynchronous iterables."
-            )
-        return _drive(events, source, pieces)
+        pieces = _get_pieces(text)
+        chunker = SledAudioChunker(self.get_codec(), chunk_duration)
+        request = self._prepare_stream(text, processor, chunker, max_duration, kwargs)
+        return _drive(self._stream_events(request), request.source, pieces)
 
     def astream(
         self: "SledForSpeechSynthesis",
@@ -442,20 +440,20 @@ class SledGenerationMixin(GenerationMixin):
         ...         print(waveform.shape)
         ```
         """
-        source, pieces, events = self._prepare_stream(text, processor, chunk_duration, max_duration, kwargs)
-        return _drive_async(events, source, pieces)
+        pieces = aiter(text) if isinstance(text, AsyncIterable) else _get_pieces(text)
+        chunker = SledAudioChunker(self.get_codec(), chunk_duration)
+        request = self._prepare_stream(text, processor, chunker, max_duration, kwargs)
+        return _drive_async(self._stream_events(request), request.source, pieces)
 
     def _prepare_stream(
         self: "SledForSpeechSynthesis",
-        text: str | Iterable[str] | AsyncIterable[str],
+        text: object,
         processor: "SledProcessor",
-        chunk_duration: float,
+        chunker: SledAudioChunker,
         max_duration: float | None,
         kwargs: dict[str, Any],
-    ) -> "tuple[_TextSource, Iterator[str] | AsyncIterator[str], Generator[Any, None, None]]":
-        """Checks the arguments of a stream. Returns where its text goes, where it comes from, and the stream itself."""
-        if isinstance(text, bytes | bytearray | dict) or not isinstance(text, str | Iterable | AsyncIterable):
-            raise ValueError(f"`text` must be a string or an iterable of strings, got {type(text).__name__}.")
+    ) -> "_StreamRequest":
+        """Checks the arguments of a stream and prepares its voice, and its text if that is a string."""
         if not hasattr(processor, "split_text"):
             raise ValueError(f"`processor` must be a `SledProcessor`, got {type(processor).__name__}.")
         if max_duration is not None and not (isinstance(max_duration, int | float) and 0 < max_duration < math.inf):
@@ -474,14 +472,12 @@ class SledGenerationMixin(GenerationMixin):
         if (generation_config.num_return_sequences or 1) != 1:
             raise ValueError(f"`num_return_sequences` must be 1, got {generation_config.num_return_sequences}.")
         self._validate_model_kwargs(model_kwargs)
-        chunker = SledAudioChunker(self.get_codec(), chunk_duration)
         if max_duration is not None:
-            max_frames = math.ceil(max_duration * chunker.decoder.codec.config.sampling_rate / chunker.hop_length)
+            max_frames = math.ceil(max_duration * self.get_codec().config.sampling_rate / chunker.hop_length)
             if generation_config.max_new_tokens is not None:
                 max_frames = min(max_frames, generation_config.max_new_tokens)
             generation_config.max_new_tokens = max_frames
 
-        is_whole = isinstance(text, str)
         # Also where the text is yet to come, to check the voice and prepare it.
         inputs = processor(text if isinstance(text, str) else "a", **voice)
         prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
@@ -494,33 +490,28 @@ class SledGenerationMixin(GenerationMixin):
             self.config.is_interleaved,
             self._get_num_first_tokens(num_prompt_frames),
         )
-        if is_whole:
+        if isinstance(text, str):
             for ids in self._get_texts(inputs["input_ids"], inputs["attention_mask"])[0]:
                 self._check_fits(len(ids), 0 if source.parts else num_prompt_frames)
                 source.parts.append(SledText(ids))
             source.is_finished = True
-        events = self._stream_events(
-            source, prompt, generator, generation_config, stopping_criteria, chunker, model_kwargs
-        )
-        if isinstance(text, AsyncIterable):
-            return source, aiter(text), events
-        return source, iter(()) if is_whole else iter(text), events
+        return _StreamRequest(source, prompt, generator, generation_config, stopping_criteria, chunker, model_kwargs)
 
     def _stream_events(
         self: "SledForSpeechSynthesis",
-        source: "_TextSource",
-        prompt: torch.Tensor | None,
-        generator: torch.Generator | None,
-        generation_config: GenerationConfig,
-        stopping_criteria: StoppingCriteriaList | None,
-        chunker: SledAudioChunker,
-        model_kwargs: dict[str, Any],
+        request: "_StreamRequest",
+        run: Callable[[_Row], Iterator[Any]] | None = None,
     ) -> Generator[Any, None, None]:
-        """The stream without its text: yields waveforms, `_WORKING` after other steps, and `_NEEDS_TEXT`."""
-        utterance = _Utterance([], prompt)
+        """
+        The stream without its text: yields waveforms, `_WORKING` after other steps, the voice prompt's first, and
+        `_NEEDS_TEXT`. A server makes the frames of a row with `run`, in place of `_run`; its `_NEEDS_FRAME` is passed on.
+        """
+        source, chunker, config = request.source, request.chunker, request.generation_config
+        utterance = _Utterance([], request.prompt)
         num_frames = 0
-        if prompt is not None:
-            chunker.push(prompt[None], is_prompt=True)
+        if request.prompt is not None:
+            chunker.push(request.prompt[None], is_prompt=True)
+        yield _WORKING
         while True:
             index = len(utterance.parts)
             while len(source.parts) == index and not source.is_finished:
@@ -533,25 +524,32 @@ class SledGenerationMixin(GenerationMixin):
             # The list is the part's own, so that ids that arrive later are there when the next part is primed with it.
             utterance.parts.append(part.ids)
             is_last = not part.is_complete or (source.is_finished and index == len(source.parts) - 1)
-            row = self._get_row(utterance, index, generation_config, num_frames, is_last)
+            row = self._get_row(utterance, index, config, num_frames, is_last)
             if row is None:
                 break
             num_primed = len(row.text.ids) - len(part.ids)
             primed = row.text.ids[: num_primed + 1]
             row.text.is_complete = part.is_complete
-            for frame in self._run([row], generation_config, stopping_criteria, generator, model_kwargs):
-                if frame is None:
+            frames = (
+                self._run([row], config, request.stopping_criteria, request.generator, request.model_kwargs)
+                if run is None
+                else run(row)
+            )
+            for frame in frames:
+                if isinstance(frame, _Frame):
+                    num_frames += 1
+                    waveforms = []
+                    if frame.is_heard[0]:
+                        utterance.part_frames.append(frame.latents[0])
+                        waveforms = chunker.push(frame.latents[None, 0:1])
+                    yield from waveforms or (_WORKING,)
+                elif frame is _NEEDS_FRAME:
+                    yield _NEEDS_FRAME
+                else:
                     if len(row.text.ids) == num_primed + len(part.ids) and not part.is_complete:
                         yield _NEEDS_TEXT
                     row.text.ids = primed + part.ids[1:]
                     row.text.is_complete = part.is_complete
-                    continue
-                num_frames += 1
-                waveforms = []
-                if frame.is_heard[0]:
-                    utterance.part_frames.append(frame.latents[0])
-                    waveforms = chunker.push(frame.latents[None, 0:1])
-                yield from waveforms or (_WORKING,)
             if row.is_stopped or not part.is_complete:
                 # The end of a part that is still being written is final.
                 break
@@ -888,10 +886,7 @@ class SledGenerationMixin(GenerationMixin):
             yield None
         sequences = [self._get_first_inputs(row) for row in rows]
         if is_guided:
-            start = self.embed_text(torch.tensor([[self.config.eos_token_id]], device=self.device))[0]
-            for row in rows:
-                prompt = [] if row.prompt is None else [self.embed_latents(row.prompt)]
-                sequences.append(torch.cat([start, *prompt]))
+            sequences += [self._get_first_unconditional_inputs(row) for row in rows]
         counts = [len(sequence) for sequence in sequences]
         embeds = _left_pad(sequences)
         capacity = max_cache_length if is_static else embeds.shape[1]
@@ -1023,7 +1018,7 @@ class SledGenerationMixin(GenerationMixin):
         is_stopped = [False] * len(live)
         if stopping_criteria:
             num_frames = max(rows[index].num_frames for index in live) + 1
-            placeholder_ids = torch.zeros(len(live), num_frames, dtype=torch.long, device=latents.device)
+            placeholder_ids = torch.zeros(len(live), num_frames, dtype=torch.long, device=eos_logits.device)
             is_stopped = stopping_criteria(placeholder_ids, eos_logits).tolist()
         is_alive, is_heard, ended = [False] * len(rows), [False] * len(rows), set()
         for place, index in enumerate(live):
@@ -1104,6 +1099,11 @@ class SledGenerationMixin(GenerationMixin):
                 return torch.cat(pieces)
             if row.num_tokens_read == len(row.text.ids):
                 return torch.cat(pieces)
+
+    def _get_first_unconditional_inputs(self: "SledForSpeechSynthesis", row: _Row) -> torch.Tensor:
+        """Embeddings (length, hidden_size) of what the branch without text reads before the first new frame."""
+        start = self.embed_text(torch.tensor([[self.config.eos_token_id]], device=self.device))[0]
+        return start if row.prompt is None else torch.cat([start, self.embed_latents(row.prompt)])
 
 
 class _TextSource:
@@ -1269,6 +1269,28 @@ class _TextSource:
             self.parts[-1].ids += self._tokenizer.finish()
         self.parts[-1].is_complete = True
         self._tokenizer, self._text = None, ""
+
+
+@dataclass
+class _StreamRequest:
+    """What a stream is to say and how, and where its frames go."""
+
+    source: _TextSource
+    # Latents (num_frames, latent_dim) in float32.
+    prompt: torch.Tensor | None
+    generator: torch.Generator | None
+    generation_config: GenerationConfig
+    stopping_criteria: StoppingCriteriaList
+    chunker: SledAudioChunker
+    model_kwargs: dict[str, Any]
+
+
+def _get_pieces(text: object) -> Iterator[str]:
+    """Checks what a stream was given as its text. Returns its pieces."""
+    if isinstance(text, bytes | bytearray | dict) or not isinstance(text, Iterable):
+        hint = ": `astream` takes asynchronous iterables" if isinstance(text, AsyncIterable) else ""
+        raise ValueError(f"`text` must be a string or an iterable of strings, got {type(text).__name__}{hint}.")
+    return iter(text)
 
 
 def _drive(

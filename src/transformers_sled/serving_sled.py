@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .generation_sled import SledText, _check_generation_config, _Row, _TextSource, _Utterance
+from .generation_sled import _NEEDS_FRAME, _NEEDS_TEXT, _get_pieces, _Row, _StreamRequest, _TextSource
 from .streaming_sled import SledAudioChunker, SledStreamingDecoder
 
 
@@ -28,9 +27,6 @@ MAX_PREFILL_POSITIONS = 64
 
 # Positions that the cache grows by when a stream needs more.
 CACHE_GROWTH = 256
-
-# What a stream's speech waits for.
-_NEEDS_TEXT, _NEEDS_FRAME = object(), object()
 
 
 class _Branch:
@@ -147,127 +143,66 @@ class _BranchCache(Cache):
 
 
 class _Speech:
-    """What is said on one stream: which inputs come next, and what a frame means."""
+    """What is said on one stream, and what its branches read for it."""
 
-    stream: "SledStream"
-
-    def __init__(
-        self,
-        model: "SledForSpeechSynthesis",
-        source: _TextSource,
-        prompt: torch.Tensor | None,
-        generator: torch.Generator | None,
-        generation_config: GenerationConfig,
-        chunker: SledAudioChunker,
-    ) -> None:
+    def __init__(self, model: "SledForSpeechSynthesis", request: _StreamRequest, stream: "SledStream") -> None:
         self.model = model
-        self.source = source
-        self.prompt = prompt
-        self.generator = generator
-        self.config = generation_config
-        self.chunker = chunker
-        self.guidance_scale = float(generation_config.guidance_scale)
+        self.request = request
+        self.stream = stream
+        self.guidance_scale = float(request.generation_config.guidance_scale)
         self.branches = [_Branch()] if self.guidance_scale == 1 else [_Branch(), _Branch()]
-        self.is_speaking = False
+        # Whether the next piece of text is being fetched.
         self.is_pulling = False
-        self.waveforms: list[torch.Tensor] = []
-        self._steps = self._speak()
-        self.needs: Any = None
+        self.events = model._stream_events(request, self._run)
+        # `_NEEDS_TEXT`, `_NEEDS_FRAME`, or `None` where it can go on by itself.
+        self.needs: object = None
+        # The part that is being spoken.
+        self.row: _Row
+        # What it gets when it needs a frame: latents (1, latent_dim), end-of-speech logit (1,) on the CPU, and the latents'
+        # embedding (1, hidden_size).
+        self.frame: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-    def advance(self, frame: tuple[torch.Tensor, torch.Tensor, float] | None = None) -> bool:
-        """
-        Goes on after text has come, or with the frame that was asked for: its latents, their embedding and the probability
-        that the speech has ended. Returns whether there is more to say.
-        """
-        try:
-            self.needs = self._steps.send(frame)
-        except StopIteration:
-            return False
-        return True
+    @property
+    def is_speaking(self) -> bool:
+        return self.row.num_frames > 0
 
     def draw_noise(self) -> torch.Tensor:
         """Noise (1, noise_dim) of the next frame in float32."""
-        noise_dim = self.model.config.noise_dim
-        scale = 1.0 if self.config.temperature is None else self.config.temperature
-        if not self.config.do_sample or scale == 0:
-            return torch.zeros(1, noise_dim, device=self.model.device)
-        device = self.model.device if self.generator is None else self.generator.device
-        return torch.randn(1, noise_dim, generator=self.generator, device=device) * scale
+        return self.model._draw_noise([self.row], [0], self.request.generation_config, self.request.generator)
 
-    def _speak(self) -> Generator[Any, Any, None]:
-        model, source, config = self.model, self.source, self.config
-        utterance = _Utterance([], self.prompt)
-        num_frames = 0
-        while True:
-            index = len(utterance.parts)
-            while len(source.parts) == index and not source.is_finished:
-                yield _NEEDS_TEXT
-            if len(source.parts) == index:
-                break
-            part = source.parts[index]
-            while not part.ids and not part.is_complete:
-                yield _NEEDS_TEXT
-            # The list is the part's own, so that ids that arrive later are there when the next part is primed with it.
-            utterance.parts.append(part.ids)
-            is_last = not part.is_complete or (source.is_finished and index == len(source.parts) - 1)
-            row = model._get_row(utterance, index, config, num_frames, is_last)
-            if row is None:
-                break
-            primed = row.text.ids[: len(row.text.ids) - len(part.ids) + 1]
-            yield from self._read_text(row, part, primed)
-            self._start(row)
-            while True:
-                latents, embedding, end_probability = yield _NEEDS_FRAME
-                self.is_speaking = True
-                num_frames += 1
-                row.num_frames += 1
-                row.num_frames_in_chunk += 1
-                if end_probability >= config.eos_threshold and row.num_frames > row.min_frames:
-                    break
-                utterance.part_frames.append(latents)
-                self.waveforms += self.chunker.push(latents[None, None])
-                if row.num_frames >= model._get_frame_limit(row):
-                    break
-                yield from self._read_text(row, part, primed)
-                self.branches[-1].inputs = self.branches[0].inputs = embedding
-                chunk = model._read_chunk(row)
-                if chunk:
-                    self.branches[0].inputs = torch.cat([embedding, self._embed_text(chunk)])
-            # The end of a part that is still being written is final.
-            if not part.is_complete:
-                break
-        self.waveforms += self.chunker.finish()
-
-    def _read_text(self, row: _Row, part: SledText, primed: list[int]) -> Generator[Any, Any, None]:
-        """Waits until the text of the row's next step is there."""
-        while True:
-            if len(row.text.ids) < len(primed) + len(part.ids) - 1:
-                row.text.ids = primed + part.ids[1:]
-            row.text.is_complete = part.is_complete
-            if self.model._has_text(row):
-                return
-            yield _NEEDS_TEXT
-
-    def _start(self, row: _Row) -> None:
-        """Starts the branches anew with what comes before the first frame of a part."""
-        self.is_speaking = False
+    def _run(self, row: _Row) -> Generator[Any, None, None]:
+        """What the model's `_run` does for one row, except that it asks for its frames."""
+        model, request = self.model, self.request
+        while not model._has_text(row):
+            yield None
+        self.row = row
         for branch in self.branches:
             branch.length = 0
         if self.guidance_scale != 1:
-            start = self._embed_text([self.model.config.eos_token_id])
-            prompt = [] if row.prompt is None else [self.model.embed_latents(row.prompt)]
-            self.branches[1].inputs = torch.cat([start, *prompt])
-        self.branches[0].inputs = self.model._get_first_inputs(row)
-
-    def _embed_text(self, ids: list[int]) -> torch.Tensor:
-        return self.model.embed_text(torch.tensor([ids], device=self.model.device))[0]
+            self.branches[1].inputs = model._get_first_unconditional_inputs(row)
+        self.branches[0].inputs = model._get_first_inputs(row)
+        while True:
+            yield _NEEDS_FRAME
+            latents, eos_logit, embedding = self.frame
+            yield model._end_rows(
+                [row], [0], latents, eos_logit, request.generation_config, request.stopping_criteria
+            )[0]
+            if row.has_ended:
+                return
+            while not model._has_text(row):
+                yield None
+            self.branches[-1].inputs = self.branches[0].inputs = embedding
+            if chunk := model._read_chunk(row):
+                text = model.embed_text(torch.tensor([chunk], device=model.device))[0]
+                self.branches[0].inputs = torch.cat([embedding, text])
 
 
 class SledStream:
     r"""
     One text on its way through a [`SledStreamServer`], as [`SledStreamServer.add`] returns it. Iterate over it for its
-    audio: 1-D waveforms in float32 on the CPU, at the codec's sampling rate, which joined are what `generate` returns. An
-    error in the stream's text is raised after the audio made until then.
+    audio: waveforms of shape `(num_samples,)` in float32 on the CPU, at the codec's sampling rate, which joined are what
+    `generate` returns. What ended the stream before its time ([`SledStream.error`]) is raised after the audio made until
+    then.
 
     While the server runs in its thread, text may be pushed and audio fetched in any threads. Without that, iterating runs
     the server's steps, and what they give other streams is kept for them.
@@ -491,10 +426,10 @@ class SledStreamServer:
                 Duration in seconds after which the speech is cut off. A source that never ends needs one.
             kwargs:
                 The voice, as the processor takes it (`prompt_text`, `prompt_audio` and `sampling_rate`, or
-                `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, and generation parameters
-                as [`~SledGenerationMixin.generate`] takes them: `guidance_scale`, `temperature`, `do_sample`,
-                `eos_threshold`, `max_new_tokens` and `min_new_tokens`. They may differ from stream to stream. Without a
-                `generator`, noise comes from the global one.
+                `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, `stopping_criteria`, and
+                generation parameters as [`~SledGenerationMixin.generate`] takes them: `guidance_scale`, `temperature`,
+                `do_sample`, `eos_threshold`, `max_new_tokens`, `min_new_tokens`, and `max_time`, which starts with this
+                call. They may differ from stream to stream. Without a `generator`, noise comes from the global one.
 
         Returns:
             [`SledStream`]: the stream.
@@ -515,11 +450,17 @@ class SledStreamServer:
         ```
         """
         self._check_open()
-        if text is not None and (isinstance(text, bytes | bytearray | dict) or not isinstance(text, str | Iterable)):
-            raise ValueError(f"`text` must be a string or an iterable of strings, got {type(text).__name__}.")
-        pieces = None if text is None or isinstance(text, str) else iter(text)
-        speech = self._prepare(text, chunk_duration, max_duration, kwargs)
-        stream = speech.stream = SledStream(self, pieces, takes_pieces=text is None)
+        pieces = None if text is None else _get_pieces(text)
+        # All streams share the decoder's weights.
+        chunker = SledAudioChunker(self._decoder.select_rows([0]), chunk_duration)
+        request = self.model._prepare_stream(text, self.processor, chunker, max_duration, kwargs)
+        if request.model_kwargs:
+            names = ", ".join(map(repr, sorted(request.model_kwargs)))
+            raise ValueError(f"Arguments that a server does not take: {names}.")
+        stream = SledStream(self, pieces, takes_pieces=text is None)
+        speech = _Speech(self.model, request, stream)
+        # Decodes the voice prompt, which would hold up the other streams in a step.
+        next(speech.events)
         self._waiting.append(speech)
         self._wake()
         if self._is_closed:
@@ -534,7 +475,7 @@ class SledStreamServer:
 
         Returns:
             `list[tuple[SledStream, torch.FloatTensor]]`: the waveforms of shape `(num_samples,)` that are complete now,
-            with their streams. They are not given again when the streams are iterated over.
+            with their streams, in float32 on the CPU. They are not given again when the streams are iterated over.
 
         Raises:
             `RuntimeError`: if the server runs in a thread, or is closed.
@@ -610,61 +551,6 @@ class SledStreamServer:
         self._waiting.clear()
         self._cache = _BranchCache(0, 0)
 
-    def _prepare(
-        self,
-        text: str | Iterable[str] | None,
-        chunk_duration: float,
-        max_duration: float | None,
-        kwargs: dict[str, Any],
-    ) -> _Speech:
-        """Checks the arguments of a stream and prepares its voice."""
-        model, processor = self.model, self.processor
-        if max_duration is not None and not (isinstance(max_duration, int | float) and 0 < max_duration < math.inf):
-            raise ValueError(f"`max_duration` must be a positive number of seconds, got {max_duration!r}.")
-        voice_names = ("prompt_text", "prompt_audio", "prompt_latents", "prompt_latents_mask", "sampling_rate")
-        voice = {name: kwargs.pop(name) for name in voice_names if name in kwargs}
-        generator = kwargs.pop("generator", None)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise ValueError(f"`generator` must be a `torch.Generator`, got {type(generator).__name__}.")
-        config, model_kwargs = model._prepare_generation_config(kwargs.pop("generation_config", None), **kwargs)
-        _check_generation_config(config)
-        if (config.num_return_sequences or 1) != 1:
-            raise ValueError(f"`num_return_sequences` must be 1, got {config.num_return_sequences}.")
-        if config.max_time is not None:
-            raise ValueError(f"`max_time` must be `None`, got {config.max_time}; `max_duration` bounds the speech.")
-        model._validate_model_kwargs(model_kwargs)
-        if model_kwargs:
-            raise ValueError(f"Arguments that a server does not take: {', '.join(map(repr, sorted(model_kwargs)))}.")
-        chunker = SledAudioChunker(model.get_codec(), chunk_duration)
-        # All streams share the decoder's weights.
-        chunker.decoder = self._decoder.select_rows([0])
-        if max_duration is not None:
-            max_frames = math.ceil(max_duration * model.get_codec().config.sampling_rate / chunker.hop_length)
-            if config.max_new_tokens is not None:
-                max_frames = min(max_frames, config.max_new_tokens)
-            config.max_new_tokens = max_frames
-
-        # Also where the text is yet to come, to check the voice and prepare it.
-        inputs = processor(text if isinstance(text, str) else "a", **voice)
-        prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
-        (prompt,) = model._get_prompts(1, *(inputs.get(name) for name in prompt_names))
-        num_prompt_frames = 0 if prompt is None else len(prompt)
-        num_first_tokens = 0
-        text_size, speech_size = model.config.text_chunk_size, model.config.speech_chunk_size
-        if text_size is not None and speech_size is not None:
-            num_first_tokens = (num_prompt_frames // speech_size + 1) * text_size
-        source = _TextSource(
-            processor, voice.get("prompt_text"), num_prompt_frames, model.config.is_interleaved, num_first_tokens
-        )
-        if isinstance(text, str):
-            for ids in model._get_texts(inputs["input_ids"], inputs["attention_mask"])[0]:
-                model._check_fits(len(ids), 0 if source.parts else num_prompt_frames)
-                source.parts.append(SledText(ids))
-            source.is_finished = True
-        if prompt is not None:
-            chunker.push(prompt[None], is_prompt=True)
-        return _Speech(model, source, prompt, generator, config, chunker)
-
     def _step(self, deliver: _Deliver) -> bool:
         """Takes a step and hands out its waveforms. Returns whether there was anything to do."""
         with self._step_lock, torch.no_grad():
@@ -705,45 +591,46 @@ class SledStreamServer:
         return has_worked
 
     def _take_text(self, speech: _Speech, deliver: _Deliver) -> bool:
-        """Takes the text that has come, and asks for more where it is needed. Returns whether there was any."""
+        """Takes the text that has come, and asks for more where it is needed. Returns whether there was anything to do."""
         stream = speech.stream
-        has_come = len(stream._inbox) > 0
+        has_worked = len(stream._inbox) > 0
         try:
             while stream._inbox:
                 speech.is_pulling = False
-                stream._inbox.popleft()(speech.source)
+                stream._inbox.popleft()(speech.request.source)
         except BaseException as error:
             if not isinstance(error, Exception) and not self.is_running:
                 raise
             self._remove(speech, error)
             return True
-        if speech.needs is None or (has_come and speech.needs is _NEEDS_TEXT):
-            has_come = True
+        if speech.needs is None or (has_worked and speech.needs is _NEEDS_TEXT):
+            has_worked = True
             self._advance(speech, deliver)
         if speech.needs is _NEEDS_TEXT and stream._pieces is not None and not speech.is_pulling:
             speech.is_pulling = True
             if self.is_running:
                 threading.Thread(target=stream._pull, args=(stream._pieces,), daemon=True).start()
             else:
-                has_come = True
+                has_worked = True
                 stream._pull(stream._pieces)
-        return has_come
+        return has_worked
 
-    def _advance(
-        self, speech: _Speech, deliver: _Deliver, frame: tuple[torch.Tensor, torch.Tensor, float] | None = None
-    ) -> None:
-        """Lets a stream go on after text has come, or with the frame that it needs."""
-        error, goes_on = None, False
+    def _advance(self, speech: _Speech, deliver: _Deliver) -> None:
+        """Lets a stream go on until it needs text or a frame, or ends."""
         try:
-            goes_on = speech.advance(frame)
-        except Exception as caught:
-            error = caught
-        for waveform in speech.waveforms:
-            deliver(speech.stream, waveform)
-        speech.waveforms.clear()
-        if not goes_on:
+            for event in speech.events:
+                if isinstance(event, torch.Tensor):
+                    deliver(speech.stream, event)
+                elif event in (_NEEDS_TEXT, _NEEDS_FRAME):
+                    speech.needs = event
+                    break
+            else:
+                self._remove(speech)
+                return
+        except Exception as error:
             self._remove(speech, error)
-        elif speech.needs is _NEEDS_FRAME and speech.branches[0].row < 0:
+            return
+        if speech.needs is _NEEDS_FRAME and speech.branches[0].row < 0:
             for branch in speech.branches:
                 self._cache.add(branch)
 
@@ -775,7 +662,7 @@ class SledStreamServer:
 
     def _prefill(self, branches: list[_Branch]) -> None:
         """Reads the next inputs of some branches, except for each one's last, which the frame is made from."""
-        branches = sorted(branches, key=_get_row)
+        branches = sorted(branches, key=attrgetter("row"))
         inputs = [branch.inputs[:-1][:MAX_PREFILL_POSITIONS] for branch in branches]
         # What padding leaves behind a row's end is masked, and overwritten by what comes next.
         self._forward(branches, torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True))
@@ -786,7 +673,7 @@ class SledStreamServer:
     def _make_frames(self, speeches: list[_Speech], deliver: _Deliver) -> None:
         """Makes the next frame of these streams."""
         model = self.model
-        branches = sorted((branch for speech in speeches for branch in speech.branches), key=_get_row)
+        branches = sorted((branch for speech in speeches for branch in speech.branches), key=attrgetter("row"))
         outputs = self._forward(branches, torch.stack([branch.inputs for branch in branches]))
         for branch in branches:
             branch.length += 1
@@ -796,7 +683,6 @@ class SledStreamServer:
             torch.tensor([places[speech.branches[index].row] for speech in speeches], device=model.device)
             for index in (0, -1)
         )
-        end_probabilities = torch.sigmoid(outputs.eos_logits[conditional, -1].float()).tolist()
         hidden_states = outputs.last_hidden_state[:, -1]
         scales = torch.tensor([[speech.guidance_scale] for speech in speeches], device=model.device)
         difference = hidden_states[conditional] - hidden_states[unconditional]
@@ -804,8 +690,12 @@ class SledStreamServer:
         noise = torch.cat([speech.draw_noise().to(model.device) for speech in speeches])
         latents = model.generative_head(mixed, noise.to(mixed.dtype))
         embeddings = model.embed_latents(latents[:, None])
-        for speech, *frame in zip(speeches, latents, embeddings, end_probabilities, strict=True):
-            self._advance(speech, deliver, tuple(frame))
+        # Moved in one go, because every stream looks at its own.
+        eos_logits = outputs.eos_logits[conditional, -1].float().cpu()
+        frames = zip(latents.split(1), eos_logits.split(1), embeddings, strict=True)
+        for speech, frame in zip(speeches, frames, strict=True):
+            speech.frame = frame
+            self._advance(speech, deliver)
 
     def _forward(self, branches: list[_Branch], inputs_embeds: torch.Tensor) -> Any:
         """Runs the model on the next inputs (batch_size, num_positions, hidden_size) of branches in order of their rows."""
@@ -820,10 +710,6 @@ class SledStreamServer:
             past_key_values=self._cache,
             use_cache=True,
         )
-
-
-def _get_row(branch: _Branch) -> int:
-    return branch.row
 
 
 def _raise(error: BaseException, source: _TextSource) -> None:

@@ -401,13 +401,14 @@ class SledAudioChunker:
     The sizes depend on the number of frames alone, not on the portions in which they come.
 
     Args:
-        codec ([`~transformers.EncodecModel`]):
-            The codec, as [`SledStreamingDecoder`] takes it.
+        codec ([`~transformers.EncodecModel`] or [`SledStreamingDecoder`]):
+            The codec, as [`SledStreamingDecoder`] takes it, or a decoder of one row, which from now on is the chunker's own.
         chunk_duration (`float`, *optional*, defaults to 0.2):
             Duration in seconds of every waveform but the first and the last, rounded to whole frames.
 
     Raises:
-        `ValueError`: if `chunk_duration` is not a positive finite number, or the codec cannot be streamed.
+        `ValueError`: if `chunk_duration` is not a positive finite number, the codec cannot be streamed, or the decoder has
+            more than one row.
 
     Example:
 
@@ -427,12 +428,15 @@ class SledAudioChunker:
     ```
     """
 
-    def __init__(self, codec: EncodecModel, chunk_duration: float = 0.2):
+    def __init__(self, codec: EncodecModel | SledStreamingDecoder, chunk_duration: float = 0.2):
         _check_seconds("chunk_duration", chunk_duration)
-        self.decoder = SledStreamingDecoder(codec)
-        self.hop_length = codec.config.hop_length
-        self.chunk_frames = max(1, round(chunk_duration * codec.config.sampling_rate / self.hop_length))
-        self._pending = self.decoder._held
+        self.decoder = codec if isinstance(codec, SledStreamingDecoder) else SledStreamingDecoder(codec)
+        if self.decoder.batch_size != 1:
+            raise ValueError(f"`codec` must be a decoder of one row, got {self.decoder.batch_size}.")
+        codec_config = self.decoder.codec.config
+        self.hop_length = codec_config.hop_length
+        self.chunk_frames = max(1, round(chunk_duration * codec_config.sampling_rate / self.hop_length))
+        self._pending = self.decoder._held[:, :0]
         self._has_speech = False
         self._is_first = True
         # Samples of the prompt that the decoder has yet to return.
