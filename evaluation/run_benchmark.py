@@ -6,7 +6,10 @@
 Every `--configuration` is a comma-separated list of fields of `Configuration`, the first one the baseline. Each runs in a
 process of its own, and the runs of all of them take turns, so that whatever else the machine does meets all alike.
 `--full-size` takes the released architecture with random weights, `--model` a checkpoint; the end of speech is held off,
-so that all runs are equally long. Writes `benchmark.json` and `benchmark.png`.
+so that all runs are equally long. Writes `benchmark.json` after every round, and `benchmark.png` at the end.
+
+Every frame multiplies by every weight once, which on few rows takes as long as reading them from memory does. Each round
+times these products alone as well: `weights ms per frame`, and `times weights`, what a frame takes over that.
 
     python evaluation/run_benchmark.py training --full-size --output-dir outputs/training_speed
 
@@ -269,6 +272,28 @@ class GenerationBenchmark:
             "bare_cpu_ms_per_frame": cpu_seconds / configuration.frames * 1e3,
         }
 
+    @torch.no_grad()
+    def run_weights(self) -> dict[str, float]:
+        """The matrix products of a frame and nothing else: all linear layers of decoder, head and embedding, eagerly."""
+        configuration = self.configuration
+        if configuration.quantization != "none" or configuration.cache == "none":
+            return {}
+        layers = []
+        for path, layer in self.model.named_modules():
+            if isinstance(layer, torch.nn.Linear) and not path.startswith("codec."):
+                is_guided = path.startswith(("model.", "eos_head")) and configuration.guidance != 1
+                num_rows = configuration.batch * (2 if is_guided else 1)
+                layers.append((layer, torch.randn_like(layer.weight[:1]).repeat(num_rows, 1)))
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(configuration.frames):
+            for layer, rows in layers:
+                torch.nn.functional.linear(rows, layer.weight, layer.bias)
+        self._synchronize()
+        seconds = (time.perf_counter() - start) / configuration.frames
+        num_bytes = sum(layer.weight.nbytes for layer, _ in layers)
+        return {"weights_ms_per_frame": seconds * 1e3, "weights_gb_per_second": num_bytes / seconds / 1e9}
+
     def get_breakdown(self) -> dict[str, dict[str, float]]:
         """
         Milliseconds a frame by part of the model and kind of work, from the profiler, which slows Python down itself:
@@ -381,6 +406,9 @@ class TrainingBenchmark:
     def run_bare(self) -> dict[str, float]:
         return {}
 
+    def run_weights(self) -> dict[str, float]:
+        return {}
+
     def get_breakdown(self) -> dict[str, dict[str, float]]:
         return {}
 
@@ -416,6 +444,7 @@ class Worker:
 
     def __init__(self, kind: type, checkpoint: str, configuration: Any, is_full_size: bool, threads: int | None):
         self.name = configuration.name
+        self.configuration = configuration
         # A fresh interpreter, whose memory holds nothing of other configurations.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
@@ -445,31 +474,40 @@ class Worker:
             self.process.join()
 
 
-def measure(workers: list[Worker], rounds: int, with_breakdown: bool) -> list[dict[str, Any]]:
-    """Medians and spread of every worker's figures over rounds in which all take their turn."""
+def measure(workers: list[Worker], rounds: int, with_breakdown: bool) -> Iterator[list[dict[str, Any]]]:
+    """
+    Medians and spread of every worker's figures over rounds in which all take their turn: yields what there is so far after
+    every round, and after the breakdown.
+    """
     samples: list[dict[str, list[float]]] = [defaultdict(list) for _ in workers]
-    results: list[dict[str, Any]] = []
+    loading: list[dict[str, Any]] = []
     for worker in tqdm(workers, desc="warm up"):
         worker.ask("run")
-        results.append(worker.loading | worker.ask("memory"))
+        loading.append(worker.loading | worker.ask("memory"))
         worker.ask("run")
-    for _ in tqdm(range(rounds), desc="rounds"):
+    results = []
+    for count in tqdm(range(1, rounds + 1), desc="rounds"):
         for worker, figures in zip(workers, samples, strict=True):
-            for name, value in (worker.ask("run") | worker.ask("run_bare")).items():
+            measured = worker.ask("run") | worker.ask("run_bare") | worker.ask("run_weights")
+            # Of each round, because what slows one down in passing slows the others as well.
+            if "bare_ms_per_frame" in measured:
+                measured["generate_overhead"] = measured["ms_per_frame"] / measured["bare_ms_per_frame"] - 1
+            if "weights_ms_per_frame" in measured:
+                measured["times_weights"] = measured["ms_per_frame"] / measured["weights_ms_per_frame"]
+            for name, value in measured.items():
                 figures[name].append(value)
-    for worker, figures, result in zip(workers, samples, results, strict=True):
-        for name, values in figures.items():
-            result[name] = statistics.median(values)
-            result[f"{name}_range"] = [min(values), max(values)]
-        if with_breakdown:
+        results = [
+            {"name": worker.name, "configuration": asdict(worker.configuration), "rounds": count}
+            | load
+            | {name: statistics.median(values) for name, values in figures.items()}
+            | {f"{name}_range": [min(values), max(values)] for name, values in figures.items()}
+            for worker, load, figures in zip(workers, loading, samples, strict=True)
+        ]
+        yield results
+    if with_breakdown:
+        for worker, result in zip(workers, results, strict=True):
             result["breakdown_ms_per_frame"] = worker.ask("get_breakdown")
-        if "bare_ms_per_frame" in figures:
-            # Of each round, because what slows one of the two down in passing slows the other as well.
-            ratios = [
-                run / bare - 1 for run, bare in zip(figures["ms_per_frame"], figures["bare_ms_per_frame"], strict=True)
-            ]
-            result["generate_overhead"] = statistics.median(ratios)
-    return results
+        yield results
 
 
 def describe_machine(threads: int | None) -> dict[str, Any]:
@@ -525,7 +563,9 @@ def write_results(output_dir: Path, command: str, threads: int | None, results: 
         "machine": describe_machine(threads),
         "results": results,
     }
-    (output_dir / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
+    unfinished = output_dir / "benchmark.json.unfinished"
+    unfinished.write_text(json.dumps(report, indent=2) + "\n")
+    unfinished.replace(output_dir / "benchmark.json")
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -536,6 +576,8 @@ def print_table(results: list[dict[str, Any]]) -> None:
             "ms_per_frame",
             "bare_ms_per_frame",
             "generate_overhead",
+            "weights_ms_per_frame",
+            "times_weights",
             "cpu_ms_per_frame",
             "real_time_factor",
             "frames_per_second",
@@ -566,7 +608,8 @@ def print_breakdown(result: dict[str, Any]) -> None:
         print(f"| {region} | " + " | ".join(f"{values.get(kind, 0.0):.2f}" for kind in kinds) + " |")
 
 
-def run_generation(arguments: argparse.Namespace, checkpoint: Path, folder: Path) -> list[dict[str, Any]]:
+def run_generation(arguments: argparse.Namespace, checkpoint: Path, folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """Yields the results so far."""
     configurations = arguments.configuration or [Configuration()]
     if len({configuration.name for configuration in configurations}) < len(configurations):
         raise ValueError("`--configuration` lists one twice.")
@@ -592,20 +635,15 @@ def run_generation(arguments: argparse.Namespace, checkpoint: Path, folder: Path
             workers.append(
                 Worker(GenerationBenchmark, str(path), configuration, arguments.full_size, arguments.threads)
             )
-        results = measure(workers, arguments.rounds, arguments.breakdown)
+        yield from measure(workers, arguments.rounds, arguments.breakdown)
     finally:
         for worker in workers:
             worker.close()
-    for configuration, result in zip(configurations, results, strict=True):
-        result["name"] = configuration.name
-        result["configuration"] = asdict(configuration)
-    config = SledConfig.from_pretrained(checkpoint).codec_config
-    write_plot(results, config.hop_length / config.sampling_rate * 1e3, arguments.output_dir / "benchmark.png")
-    return results
 
 
-def run_training(arguments: argparse.Namespace, checkpoint: Path) -> list[dict[str, Any]]:
-    results = []
+def run_training(arguments: argparse.Namespace, checkpoint: Path) -> Iterator[list[dict[str, Any]]]:
+    """Yields the results so far."""
+    finished: list[dict[str, Any]] = []
     for seconds in arguments.seconds:
         for batch in arguments.batch:
             configurations = [
@@ -619,13 +657,12 @@ def run_training(arguments: argparse.Namespace, checkpoint: Path) -> list[dict[s
                             TrainingBenchmark, str(checkpoint), configuration, arguments.full_size, arguments.threads
                         )
                     )
-                measured = measure(workers, arguments.rounds, with_breakdown=False)
+                for results in measure(workers, arguments.rounds, with_breakdown=False):
+                    yield finished + results
             finally:
                 for worker in workers:
                     worker.close()
-            for configuration, result in zip(configurations, measured, strict=True):
-                results.append(result | {"name": configuration.name, "configuration": asdict(configuration)})
-    return results
+            finished += results
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -657,6 +694,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     transformers.utils.logging.disable_progress_bar()
+    command = shlex.join(["python", "evaluation/run_benchmark.py", *(sys.argv[1:] if argv is None else argv)])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = folder / "full-size"
@@ -665,11 +703,14 @@ def main(argv: list[str] | None = None) -> None:
         else:
             checkpoint = arguments.model
         if arguments.task == "generation":
-            results = run_generation(arguments, checkpoint, folder)
+            progress = run_generation(arguments, checkpoint, folder)
         else:
-            results = run_training(arguments, checkpoint)
-    command = shlex.join(["python", "evaluation/run_benchmark.py", *(sys.argv[1:] if argv is None else argv)])
-    write_results(arguments.output_dir, command, arguments.threads, results)
+            progress = run_training(arguments, checkpoint)
+        for results in progress:
+            write_results(arguments.output_dir, command, arguments.threads, results)
+        if arguments.task == "generation":
+            codec = SledConfig.from_pretrained(checkpoint).codec_config
+            write_plot(results, codec.hop_length / codec.sampling_rate * 1e3, arguments.output_dir / "benchmark.png")
     print_table(results)
     for result in results:
         if result.get("breakdown_ms_per_frame"):
