@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache, TorchAoConfig
+from transformers import CompileConfig, DynamicCache, StaticCache, TorchAoConfig
 
-from transformers_sled import SledForSpeechSynthesis, SledProcessor
+from transformers_sled import SledConfig, SledForSpeechSynthesis, SledModel, SledProcessor
 from transformers_sled.generation_sled import _GrowingLayer
 
 
@@ -75,11 +75,46 @@ def test_benchmark_runs_configurations_in_turn(checkpoint, tmp_path, capsys):
     assert offline["seconds_to_first_audio"] == pytest.approx(offline["ms_per_frame"] * 8 / 1000)
     assert 0 < stream["seconds_to_first_audio"] < stream["ms_per_frame"] * 8 / 1000
     assert offline["bare_ms_per_frame"] > 0 and "bare_ms_per_frame" not in stream
+    for result in (offline, stream):
+        assert result["rounds"] == 2
+        assert result["weights_ms_per_frame"] > 0 and result["weights_gb_per_second"] > 0
+        low, high = result["times_weights_range"]
+        assert 0 < low <= result["times_weights"] <= high
     breakdown = offline["breakdown_ms_per_frame"]
     assert set(breakdown) == {"loop", "backbone", "head", "codec"}
     assert all(value > -1e-6 for kinds in breakdown.values() for value in kinds.values())
     assert breakdown["backbone"]["matrix products"] > 0 and breakdown["backbone"]["attention"] > 0
     assert "frames=8" in capsys.readouterr().out
+
+
+def test_interrupted_benchmark_keeps_its_rounds(checkpoint, tmp_path, monkeypatch):
+    write_results = run_benchmark.write_results
+
+    def write_and_interrupt(*args):
+        write_results(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_benchmark, "write_results", write_and_interrupt)
+    arguments = ["generation", "--model", str(checkpoint), "--output-dir", str(tmp_path), "--rounds", "3"]
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark.main([*arguments, "--threads", "1", "--configuration", "frames=8,tokens=8"])
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark.json"]
+    (result,) = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+    assert result["rounds"] == 1 and result["ms_per_frame"] > 0
+
+
+def test_floor_counts_the_weights_of_a_frame(checkpoint):
+    configuration = Configuration(frames=2, tokens=8)
+    benchmark = run_benchmark.GenerationBenchmark(str(checkpoint), configuration, is_full_size=False)
+    figures = benchmark.run_weights()
+    model = benchmark.model
+    modules = (model.model, model.generative_head, model.z_proj, model.eos_head)
+    matrices = [
+        parameter for module in modules for name, parameter in module.named_parameters() if parameter.ndim == 2
+    ]
+    num_bytes = sum(matrix.nbytes for matrix in matrices) - model.model.embed_tokens.weight.nbytes
+    read = figures["weights_gb_per_second"] * 1e9 * figures["weights_ms_per_frame"] * 1e-3
+    assert read == pytest.approx(num_bytes)
 
 
 def test_streaming_text_needs_an_interleaved_checkpoint(checkpoint, tmp_path):
@@ -121,22 +156,29 @@ def test_default_cache_grows_and_other_caches_are_left_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_attention_from_the_last_position_in_half_precision(dtype):
-    """The path for one query on CPU against the base class's attention in float32, with rows padded on the left."""
+@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
+@pytest.mark.parametrize("num_key_value_heads", [4, 2])
+def test_attention_in_half_precision(dtype, cache_class, num_key_value_heads):
+    """The path for half precision on CPU against the base class's attention in float32, with a row padded on the left."""
     torch.manual_seed(0)
-    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
-    embeds = torch.randn(2, 9, model.config.hidden_size).to(dtype)
+    config = SledConfig.from_pretrained(GOLDEN / "offline", num_key_value_heads=num_key_value_heads)
+    model = SledModel(config).eval()
+    embeds = torch.randn(2, 9, config.hidden_size).to(dtype)
     mask = torch.tensor([[1] * 9, [0] * 3 + [1] * 6])
 
     def run(model):
-        cache = DynamicCache(config=model.config)
-        options = {"past_key_values": cache, "use_cache": True}
-        dtype = model.dtype
-        model(inputs_embeds=embeds[:, :8].to(dtype), attention_mask=mask[:, :8], **options)
-        return model(inputs_embeds=embeds[:, 8:].to(dtype), attention_mask=mask, **options).last_hidden_state.float()
+        options = {"max_cache_len": 16} if cache_class is StaticCache else {}
+        options = {"past_key_values": cache_class(config=config, **options), "use_cache": True}
+        steps = [
+            model(inputs_embeds=embeds[:, start:end].to(model.dtype), attention_mask=mask[:, :end], **options)
+            for start, end in ((0, 7), (7, 8), (8, 9))
+        ]
+        # The padding's own states mean nothing.
+        return torch.cat([step.last_hidden_state.float() for step in steps], dim=1)[mask.bool()]
 
-    expected = run(model)
-    actual = run(model.to(dtype))
+    with torch.no_grad():
+        expected = run(model)
+        actual = run(model.to(dtype))
     assert (actual - expected).norm() / expected.norm() < 0.03
 
 

@@ -14,6 +14,7 @@ from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrain
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -101,16 +102,14 @@ class SledAttention(LlamaAttention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Torch's fused attention takes several times as long for one query in half precision on CPU.
+        # Torch's attention for half precision on CPU is slower than for float32, and sets itself up anew at every length.
         if (
             past_key_values is not None
-            and hidden_states.shape[1] == 1
             and hidden_states.device.type == "cpu"
             and hidden_states.dtype != torch.float32
             and self.config._attn_implementation == "sdpa"
-            and self.num_key_value_groups == 1
         ):
-            return self._attend_from_last(hidden_states, position_embeddings, attention_mask, past_key_values), None
+            return self._attend_in_float32(hidden_states, position_embeddings, attention_mask, past_key_values), None
         attn_output, attn_weights = super().forward(
             hidden_states,
             position_embeddings=position_embeddings,
@@ -120,28 +119,25 @@ class SledAttention(LlamaAttention):
         )
         return self.dropout(attn_output), attn_weights
 
-    def _attend_from_last(
+    def _attend_in_float32(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         past_key_values: Cache,
     ) -> torch.Tensor:
-        """The base class's forward for the last position alone, as plain matrix products."""
-        shape = (hidden_states.shape[0], -1, 1, self.head_dim)
-        query = self.q_proj(hidden_states).view(shape)
-        key = self.k_proj(hidden_states).view(shape)
-        value = self.v_proj(hidden_states).view(shape)
+        """The base class's forward with queries, keys and values, and so the cache, in float32."""
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            projection(hidden_states).view(shape).transpose(1, 2).float()
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        keys, values = past_key_values.update(key, value, self.layer_idx)
-        # The keys come first, because they are not contiguous and the other order would copy them.
-        scores = torch.matmul(keys, query.transpose(2, 3)).transpose(2, 3).float() * self.scaling
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        elif attention_mask is not None:
-            scores = scores + attention_mask
-        attended = torch.matmul(scores.softmax(dim=-1).to(values.dtype), values)
-        return self.dropout(self.o_proj(attended.reshape(hidden_states.shape[0], 1, -1)))
+        key, value = past_key_values.update(key, value, self.layer_idx)
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+        attended, _ = sdpa_attention_forward(self, query, key, value, attention_mask, scaling=self.scaling)
+        return self.dropout(self.o_proj(attended.reshape(*shape[:2], -1).to(hidden_states.dtype)))
 
 
 class SledMLP(LlamaMLP):
