@@ -230,6 +230,8 @@ def test_every_layout_gives_the_same_codes(codec, tmp_path, corpus, layout):
     elif layout == "saved":
         with_bytes.save_to_disk(source)
         dataset = load_source(str(source))
+        with pytest.raises(ValueError, match=r"`split` must be one of \['train'\]"):
+            load_source(str(source), split="train[:50%]")
     else:
         dataset = corpus if layout == "paths" else with_bytes.cast_column("audio", datasets.Audio(decode=False))
     prepare_dataset(dataset, tmp_path / "out", codec)

@@ -260,13 +260,14 @@ def load_source(path: str, name: str | None = None, split: str = "train") -> dat
         name (`str`, *optional*):
             The configuration of a dataset that has several.
         split (`str`, *optional*, defaults to `"train"`):
-            The split, in the notation of `datasets` (`"train[:95%]"`).
+            The split, in the notation of `datasets` (`"train[:95%]"`); of a folder written by `save_to_disk`, its name.
 
     Returns:
         `datasets.Dataset`.
 
     Raises:
-        `ValueError`: If a folder's metadata file has no column `file_name`.
+        `ValueError`: If a folder's metadata file has no column `file_name`, or one written by `save_to_disk` no such
+            split.
     """
     builders = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
     folder = Path(path)
@@ -279,7 +280,10 @@ def load_source(path: str, name: str | None = None, split: str = "train") -> dat
         return dataset.remove_columns("file_name").add_column("audio", paths)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         loaded = datasets.load_from_disk(path)
-        dataset = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+        if split not in splits:
+            raise ValueError(f"`split` must be one of {list(splits)} of {path}, written by `save_to_disk`; got {split!r}")
+        dataset = splits[split]
     elif folder.suffix in builders:
         dataset = datasets.load_dataset(builders[folder.suffix], data_files=path, split=split)
     else:
