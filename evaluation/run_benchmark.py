@@ -552,7 +552,7 @@ def write_plot(results: list[dict[str, Any]], frame_ms: float, path: Path) -> No
     axes.axvline(frame_ms, color="#c44e52", linestyle="--", label=f"real time, {frame_ms:.1f} ms")
     axes.margins(x=0.12)
     axes.set_xlabel("ms a frame (median, range)")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper right")
     figure.savefig(path, dpi=80)
 
 
