@@ -241,6 +241,15 @@ def test_every_layout_gives_the_same_codes(codec, tmp_path, corpus, layout):
         np.testing.assert_array_equal(row["audio_codes"], codes)
 
 
+def test_what_is_prepared_later_is_loaded(codec, tmp_path, corpus):
+    folder = str(tmp_path / "out")
+    prepare_dataset(corpus, folder, codec, shard_size=1, rank=0, world_size=2)
+    first = load_source(folder)
+    prepare_dataset(corpus, folder, codec, shard_size=1, rank=1, world_size=2)
+    assert len(first) < len(load_source(folder)) == len(corpus)
+    assert len(load_source(folder, split="train[:1]")) == 1
+
+
 def test_processes_share_the_work(codec, tmp_path, corpus):
     prepare_dataset(corpus, tmp_path / "one", codec, shard_size=3)
     first = prepare_dataset(corpus, tmp_path / "two", codec, shard_size=3, rank=1, world_size=2, num_workers=2)

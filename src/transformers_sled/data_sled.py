@@ -254,8 +254,8 @@ def load_source(path: str, name: str | None = None, split: str = "train") -> dat
 
     Args:
         path (`str`):
-            A parquet, csv or JSON lines file (or a pattern of them), a folder written by `save_to_disk`, a folder of
-            audio files with a `metadata.csv` or `metadata.jsonl` (columns `file_name` and, say, `text`), or anything
+            A parquet, csv or JSON lines file (or a pattern of them), a folder written by [`prepare_dataset`] or by
+            `save_to_disk`, a folder of audio files with a `metadata.csv` or `metadata.jsonl` (columns `file_name` and, say, `text`), or anything
             `datasets.load_dataset` takes, such as the name of a dataset on the Hub.
         name (`str`, *optional*):
             The configuration of a dataset that has several.
@@ -282,8 +282,16 @@ def load_source(path: str, name: str | None = None, split: str = "train") -> dat
         loaded = datasets.load_from_disk(path)
         splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
         if split not in splits:
-            raise ValueError(f"`split` must be one of {list(splits)} of {path}, written by `save_to_disk`; got {split!r}")
+            raise ValueError(
+                f"`split` must be one of {list(splits)} of {path}, written by `save_to_disk`; got {split!r}"
+            )
         dataset = splits[split]
+    elif (folder / "preparation").is_dir():
+        # By its files: `datasets` would go on with what it has cached of a folder by this name.
+        files: dict[str, list[str]] = {}
+        for file in sorted((folder / "data").glob("*.parquet")):
+            files.setdefault(file.name.rsplit("-", 1)[0], []).append(str(file))
+        dataset = datasets.load_dataset("parquet", data_files=files, split=split)
     elif folder.suffix in builders:
         dataset = datasets.load_dataset(builders[folder.suffix], data_files=path, split=split)
     else:

@@ -434,7 +434,9 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             ) from error
         # The released names are for reading only: saved under them, a model could not be resumed by `Trainer`.
         model._weight_conversions = [
-            conversion for conversion in model._weight_conversions if "scoreloss" not in str(conversion.source_patterns)
+            conversion
+            for conversion in model._weight_conversions
+            if "scoreloss" not in str(conversion.source_patterns)
         ]
         if loading_info["mismatched_keys"] and not ignores_shapes:
             name, found, expected = min(loading_info["mismatched_keys"])
