@@ -16,6 +16,7 @@ from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+UTTERANCES = Path(__file__).parent / "fixtures" / "utterances.parquet"
 RATE = 24_000
 
 
@@ -101,6 +102,22 @@ def test_tiny_voice_configuration_has_the_frames_and_codebooks_it_promises():
     assert config.frame_rate == 30
     assert config.num_quantizers == 8
     assert config.hidden_size <= 64
+
+
+def test_tiny_voice_codec_resynthesizes_speech():
+    codec = EncodecModel.from_pretrained(EXAMPLES / "tiny_voice" / "codec")
+    assert (
+        codec.config.upsampling_ratios
+        == EncodecConfig.from_pretrained(EXAMPLES / "tiny_voice" / "codec_config.json").upsampling_ratios
+    )
+    mel_loss = train_codec.LogMelLoss(RATE, [2048, 1024, 512, 256], [160, 100, 64, 32])
+    corpus = datasets.load_dataset("parquet", data_files=str(UTTERANCES), split="train")
+    for row in corpus.cast_column("audio", datasets.Audio(decode=False)):
+        audio = torch.from_numpy(train_codec.decode_audio(row["audio"], RATE)).float() / 32767
+        resynthesis, latents = train_codec.resynthesize(codec, audio)
+        assert latents.shape == (-(-len(audio) // 800), 32)
+        # In nepers; silence is at 1.7.
+        assert mel_loss(resynthesis[None, None], audio[None, None]) < 0.5
 
 
 def test_frames_that_do_not_divide_the_rate_are_refused(tmp_path, config):
