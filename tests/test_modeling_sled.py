@@ -120,6 +120,21 @@ def test_losses_match_the_original(models, name, text_dropout):
         torch.testing.assert_close(found, expected[start : start + length], atol=1e-4, rtol=0)
 
 
+def test_latent_noise_is_on_what_the_decoder_reads_in_training(models):
+    batch = get_batch("offline", 0)
+    plain, noisy = without_dropout(models["offline"]), without_dropout(models["offline"])
+    noisy.config.latent_noise_std = 1.0
+    with torch.no_grad():
+        expected, states = (model(**batch, return_loss=False).last_hidden_state for model in (plain, noisy))
+        for row, num_tokens in enumerate(batch["attention_mask"].sum(dim=1)):
+            torch.testing.assert_close(states[row, :num_tokens], expected[row, :num_tokens])
+            assert not torch.isclose(states[row, num_tokens:], expected[row, num_tokens:]).all(dim=-1).any()
+        torch.manual_seed(0)
+        expected = plain.eval()(**batch).loss
+        torch.manual_seed(0)
+        torch.testing.assert_close(noisy.eval()(**batch).loss, expected)
+
+
 @pytest.mark.parametrize("name", list(CASES["cases"]))
 def test_generation_matches_the_original(models, name):
     case = CASES["cases"][name]

@@ -28,6 +28,9 @@ class SledConfig(LlamaConfig):
             Width of the noise that the generative head turns into a latent.
         text_dropout_prob (`float`, *optional*, defaults to 0.1):
             Probability of hiding a row's text in training, which teaches the unconditional branch of guidance.
+        latent_noise_std (`float`, *optional*, defaults to 0.0):
+            Largest standard deviation of the noise on the latents that the decoder reads in training, drawn for each row
+            from 0 to it. A model of little speech otherwise follows the speech before and not the text.
         text_chunk_size (`int`, *optional*):
             Number of text tokens that an interleaved model reads at a time. `None` for an offline model, which reads the
             whole text first.
@@ -88,6 +91,7 @@ class SledConfig(LlamaConfig):
     head_hidden_size: int = 1024
     noise_dim: int = 128
     text_dropout_prob: float | int = 0.1
+    latent_noise_std: float | int = 0.0
     text_chunk_size: int | None = None
     speech_chunk_size: int | None = None
     codec_config: EncodecConfig | dict | None = None
@@ -118,6 +122,8 @@ class SledConfig(LlamaConfig):
         for name in ("dropout", "activation_dropout", "attention_dropout", "text_dropout_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must be a probability between 0 and 1, got {getattr(self, name)}.")
+        if self.latent_noise_std < 0:
+            raise ValueError(f"`latent_noise_std` must not be negative, got {self.latent_noise_std}.")
         chunk_sizes = {name: getattr(self, name) for name in ("text_chunk_size", "speech_chunk_size")}
         if (self.text_chunk_size is None) != (self.speech_chunk_size is None):
             raise ValueError(

@@ -840,7 +840,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         order = torch.zeros(places.shape[0], longest + 1, dtype=torch.long, device=places.device)
         order.scatter_(1, places, torch.arange(places.shape[1], device=places.device).expand_as(places))
         order = order[:, :longest]
-        embeds = torch.cat([self.embed_text(input_ids), self.embed_latents(latents)], dim=1)
+        embeds = torch.cat([self.embed_text(input_ids), self.embed_latents(self._add_noise(latents))], dim=1)
         embeds = embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1]))
         visible = torch.cat([visible_text, latents_mask], dim=1).gather(1, order)
         visible = visible & (torch.arange(longest, device=visible.device) < (num_tokens + num_frames)[:, None])
@@ -925,6 +925,13 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         if self.config.is_interleaved:
             input_ids = torch.where(is_kept & is_dropped[:, None], self.config.eos_token_id, input_ids)
         return text_mask & (is_kept | ~is_dropped[:, None]), input_ids, is_dropped
+
+    def _add_noise(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the decoder reads them in training, each row with noise of a strength of its own."""
+        if not self.training or self.config.latent_noise_std == 0:
+            return latents
+        std = self.config.latent_noise_std * torch.rand(latents.shape[0], 1, 1, device=latents.device)
+        return latents + std * torch.randn_like(latents)
 
     def _get_sources(
         self,
