@@ -68,10 +68,10 @@ class ModelArguments:
         default=None, metadata={"help": "The EnCodec. Without it, the checkpoint's or facebook/encodec_24khz."}
     )
     text_chunk_size: int | None = field(
-        default=None, metadata={"help": "Makes the model interleaved: text tokens a chunk (5 in the paper)."}
+        default=None, metadata={"help": "Makes it interleaved: text tokens a chunk (5 in the paper). 0: offline."}
     )
     speech_chunk_size: int | None = field(
-        default=None, metadata={"help": "Makes the model interleaved: frames a chunk (45 in the paper)."}
+        default=None, metadata={"help": "Makes it interleaved: frames a chunk (45 in the paper). 0: offline."}
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Train low-rank adapters on the decoder's layers instead of all weights."}
@@ -350,9 +350,9 @@ def plain_model(model: torch.nn.Module) -> SledForSpeechSynthesis:
 
 
 def load_model(args: ModelArguments) -> tuple[SledForSpeechSynthesis, SledProcessor]:
-    if (args.text_chunk_size is None) != (args.speech_chunk_size is None):
+    if args.text_chunk_size != args.speech_chunk_size and not (args.text_chunk_size and args.speech_chunk_size):
         raise ValueError("--text_chunk_size and --speech_chunk_size go together")
-    chunks = {"text_chunk_size": args.text_chunk_size, "speech_chunk_size": args.speech_chunk_size}
+    chunks = {"text_chunk_size": args.text_chunk_size or None, "speech_chunk_size": args.speech_chunk_size or None}
     if args.model_name_or_path is not None:
         if args.config_name or args.tokenizer_name:
             raise ValueError(

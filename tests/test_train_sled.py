@@ -343,12 +343,16 @@ def test_from_scratch_with_memory_saved(train, tmp_path):
     assert torch.isfinite(audio).all()
 
 
-def test_offline_to_interleaved(train, checkpoint):
+def test_offline_to_interleaved_and_back(train, checkpoint):
     folder = train("interleaved", model_name_or_path=checkpoint, text_chunk_size=5, speech_chunk_size=9)
     model = SledForSpeechSynthesis.from_pretrained(folder)
     assert (model.config.text_chunk_size, model.config.speech_chunk_size) == (5, 9)
     assert model.generation_config.eos_threshold == 0.5
     assert SledProcessor.from_pretrained(folder).tokenizer.padding_side == "right"
+    folder = train("offline", model_name_or_path=folder, text_chunk_size=0, speech_chunk_size=0)
+    model = SledForSpeechSynthesis.from_pretrained(folder)
+    assert not model.config.is_interleaved and model.generation_config.eos_threshold == 0.8
+    assert SledProcessor.from_pretrained(folder).tokenizer.padding_side == "left"
 
 
 def test_lora_trains_adapters_and_saves_a_whole_model(train, checkpoint):
@@ -491,6 +495,8 @@ def test_bad_input(train, script, checkpoint, data, tmp_path):
         train("b", codec_name=GOLDEN / "codec")
     with pytest.raises(ValueError, match="go together"):
         train("c", model_name_or_path=checkpoint, text_chunk_size=5)
+    with pytest.raises(ValueError, match="go together"):
+        train("c", model_name_or_path=checkpoint, text_chunk_size=5, speech_chunk_size=0)
     with pytest.raises(ValueError, match="Nothing to do"):
         train("d", model_name_or_path=checkpoint, do_train=None)
     other = EncodecModel(EncodecModel.from_pretrained(GOLDEN / "codec").config)
