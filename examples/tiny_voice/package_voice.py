@@ -1,0 +1,39 @@
+"""
+Packages a trained checkpoint to ship: weights in half precision on disk, which load in float32.
+
+    python examples/tiny_voice/package_voice.py --model sled --codec codec/export --output-dir voices/sled-tiny-en
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForTextToWaveform, AutoProcessor
+
+import transformers_sled  # noqa: F401  (registers SLED with the Auto classes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="checkpoint: Hub repository or folder")
+    parser.add_argument("--codec", help="codec to package instead of the checkpoint's: repository or folder")
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder to write; a model card there is kept")
+    arguments = parser.parse_args()
+
+    model = AutoModelForTextToWaveform.from_pretrained(arguments.model, codec=arguments.codec, dtype=torch.float32)
+    model.save_pretrained(arguments.output_dir)
+    AutoProcessor.from_pretrained(arguments.model).save_pretrained(arguments.output_dir)
+    for file in arguments.output_dir.glob("*.safetensors"):
+        weights = {
+            name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
+        }
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise ValueError(f"{arguments.model} has weights that are not finite, or not in half precision")
+        save_file(weights, file, metadata={"format": "pt"})
+    size = sum(file.stat().st_size for file in arguments.output_dir.iterdir())
+    print(f"{arguments.output_dir}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
