@@ -44,7 +44,7 @@ import transformers
 from tqdm import tqdm
 from transformers import CompileConfig, DynamicCache, TorchAoConfig
 
-from transformers_sled import SledConfig, SledForSpeechSynthesis, SledProcessor
+from transformers_sled import SledConfig, SledForSpeechSynthesis, SledProcessor, builtin_voice
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "offline"
@@ -671,8 +671,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for task in ("generation", "training"):
         subparser = subparsers.add_parser(task)
         add = subparser.add_argument
-        model = subparser.add_mutually_exclusive_group(required=True)
-        model.add_argument("--model", help="checkpoint that holds its codec: Hub id or folder")
+        model = subparser.add_mutually_exclusive_group()
+        model.add_argument(
+            "--model", default=builtin_voice(), help="checkpoint that holds its codec (default: the voice in the box)"
+        )
         model.add_argument("--full-size", action="store_true", help="the released architecture with random weights")
         add("--output-dir", type=Path, required=True, help="folder of the results")
         add("--rounds", type=int, default=5, help="runs of each configuration, taken in turn (default: 5)")

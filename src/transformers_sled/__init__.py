@@ -8,6 +8,7 @@ from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
 from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, SledStreamingDecoder
+from .voices import builtin_voice
 
 
 AutoConfig.register("sled", SledConfig)
@@ -33,4 +34,5 @@ __all__ = [
     "SledStream",
     "SledStreamServer",
     "SledStreamingDecoder",
+    "builtin_voice",
 ]
