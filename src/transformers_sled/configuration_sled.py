@@ -30,7 +30,7 @@ class SledConfig(LlamaConfig):
             Probability of hiding a row's text in training, which teaches the unconditional branch of guidance.
         latent_noise_std (`float`, *optional*, defaults to 0.0):
             Largest standard deviation of the noise on the latents that the decoder reads in training, drawn for each row
-            from 0 to it. A model of little speech otherwise follows the speech before and not the text.
+            from 0 to it, in the unit of the latents. Targets stay without noise. Not in the original.
         text_chunk_size (`int`, *optional*):
             Number of text tokens that an interleaved model reads at a time. `None` for an offline model, which reads the
             whole text first.
