@@ -505,8 +505,10 @@ def parse_arguments(arguments: list[str]) -> tuple[ModelArguments, DataArguments
     return parser.parse_args_into_dataclasses(arguments)
 
 
-def main() -> None:
-    model_args, data_args, training_args = parse_arguments(sys.argv[1:])
+def main(
+    arguments: list[str] | None = None, trainer_class: type[SledTrainer] = SledTrainer, **trainer_kwargs: Any
+) -> None:
+    model_args, data_args, training_args = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         level=logging.INFO if training_args.should_log else logging.ERROR,
@@ -540,13 +542,14 @@ def main() -> None:
         )
         model = get_peft_model(model, lora)
 
-    trainer = SledTrainer(
+    trainer = trainer_class(
         model=model,
         args=training_args,
         data_collator=SledDataCollator(processor),
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
+        **trainer_kwargs,
     )
     if eval_dataset is not None and data_args.num_audio_samples:
         if trainer.is_fsdp_enabled:

@@ -1,0 +1,221 @@
+"""
+Trains an offline model with known alignments of text and speech, for corpora too small to find them by themselves.
+
+    python examples/tiny_voice/train_aligned.py --alignments alignments.parquet --dataset_name codes --config_name ... \
+        --tokenizer_name tokenizer --codec_name codec/export --output_dir sled --do_train
+
+All arguments of train_sled.py, and those below. Two attention heads of some layers learn to look at the token that the
+next frame belongs to and at the one after it (the attention loss of arXiv 2406.17957, with alignments from align_text.py
+in place of its sum over all monotonic ones). In one of the layers those heads are also set to the true alignment, in a
+share of the utterances that falls to zero, so that what is learned from the text need not wait for them. The noise on
+the latents that the decoder reads starts strong and falls to the configuration's `latent_noise_std`: next to clean
+speech up to the last frame, text hardly helps to tell the next one.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, HfArgumentParser
+from transformers.masking_utils import eager_mask
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+import train_sled
+
+
+NUM_HEADS = 2
+
+
+@dataclass
+class AlignmentArguments:
+    alignments: str = field(metadata={"help": "Parquet file from align_text.py."})
+    aligned_layers: list[int] = field(
+        default_factory=lambda: [2, 3], metadata={"help": "Layers with two aligned heads, the last of them forced."}
+    )
+    alignment_weight: float = field(default=0.2, metadata={"help": "Weight of the attention loss."})
+    alignment_steps: int = field(
+        default=3000, metadata={"help": "Steps in which the forced share and the additional noise fall to zero."}
+    )
+    forced_share: float = field(default=0.9, metadata={"help": "Share of utterances that are forced at first."})
+    first_latent_noise_std: float = field(default=3.5, metadata={"help": "Strength of the noise at first."})
+
+
+@dataclass
+class Alignment:
+    """
+    Where the aligned heads of one layer should look, and, after its forward, the probability they gave to it.
+
+    Args:
+        is_asked (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
+            The positions that predict a frame of an utterance with an alignment.
+        keys (`torch.LongTensor` of shape `(batch_size, NUM_HEADS, sequence_length)`):
+            Position of the token to look at, wherever `is_asked`.
+        is_forced (`torch.BoolTensor` of shape `(batch_size,)`):
+            The rows whose heads look there, whatever they would do.
+    """
+
+    is_asked: torch.Tensor
+    keys: torch.Tensor
+    is_forced: torch.Tensor
+    is_visible: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+
+
+def aligned_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eager attention that keeps what the aligned heads of a layer look at, and turns it where that is asked for."""
+    repeats = module.num_key_value_groups
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32)
+    alignment: Alignment | None = getattr(module, "alignment", None)
+    if alignment is not None:
+        keys = alignment.keys[..., None]
+        # A row whose text was dropped has nothing to look at.
+        visible = attention_mask.expand(-1, NUM_HEADS, -1, -1).gather(3, keys)[..., 0] == 0
+        alignment.is_visible = visible.all(dim=1) & alignment.is_asked
+        alignment.probabilities = weights[:, :NUM_HEADS].gather(3, keys)[..., 0]
+        is_turned = (alignment.is_visible & alignment.is_forced[:, None])[:, None, :, None]
+        forced = torch.zeros_like(weights[:, :NUM_HEADS]).scatter(3, keys, 1.0)
+        weights = torch.cat([torch.where(is_turned, forced, weights[:, :NUM_HEADS]), weights[:, NUM_HEADS:]], dim=1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register("aligned", aligned_attention)
+AttentionMaskInterface.register("aligned", eager_mask)
+
+
+class AlignedCollator(train_sled.SledDataCollator):
+    """The collator, with `alignment` of shape `(batch, frames)`: a token's index for every frame, -1 where not known."""
+
+    def __init__(self, processor: Any, alignments: dict[str, list[int]]):
+        super().__init__(processor)
+        self.alignments = alignments
+
+    def __call__(self, examples: Any) -> dict[str, Any]:
+        batch = super().__call__(examples)
+        batch["alignment"] = torch.full_like(batch["audio_codes_mask"], -1)
+        for row, example in zip(batch["alignment"], examples, strict=True):
+            alignment = self.alignments.get(example["id"])
+            if alignment is not None and len(alignment) == len(example["audio_codes"][0]):
+                row[: len(alignment)] = torch.tensor(alignment)
+        return batch
+
+
+class AlignedTrainer(train_sled.SledTrainer):
+    """The trainer of train_sled.py, with the attention loss of some heads and attention that is forced at first."""
+
+    def __init__(self, *args: Any, alignment_args: AlignmentArguments, **kwargs: Any):
+        collator = kwargs.pop("data_collator")
+        alignments = datasets.load_dataset("parquet", data_files=alignment_args.alignments, split="train")
+        alignments = dict(zip(alignments["id"][:], alignments["alignment"][:], strict=True))
+        super().__init__(*args, data_collator=AlignedCollator(collator.processor, alignments), **kwargs)
+        config = self.model.config
+        if config.is_interleaved:
+            raise ValueError("Alignments are for offline models; train the interleaved one from it with train_sled.py")
+        if max(alignment_args.aligned_layers) >= config.num_hidden_layers or config.num_attention_heads < NUM_HEADS:
+            raise ValueError(
+                f"--aligned_layers must be below {config.num_hidden_layers}, of {NUM_HEADS} heads or more each, got "
+                f"{alignment_args.aligned_layers}"
+            )
+        if self.train_dataset is not None:
+            known = sum(identifier in alignments for identifier in self.train_dataset["id"][:])
+            if not known:
+                raise ValueError(f"{alignment_args.alignments} has no utterance of the training data")
+            train_sled.logger.info("%d of %d utterances have an alignment", known, len(self.train_dataset))
+        self.alignment_args = alignment_args
+        self.last_latent_noise_std = config.latent_noise_std
+        self.model.set_attn_implementation("aligned")
+        self.alignment_sums = torch.zeros(2, device=self.args.device)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        inputs = dict(inputs)
+        alignment = inputs.pop("alignment")
+        if not model.training:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        plain = self.accelerator.unwrap_model(model)
+        arguments = self.alignment_args
+        remaining = max(0.0, 1 - self.state.global_step / max(arguments.alignment_steps, 1))
+        additional = arguments.first_latent_noise_std - self.last_latent_noise_std
+        plain.config.latent_noise_std = self.last_latent_noise_std + remaining * max(additional, 0.0)
+        num_tokens, num_frames = inputs["attention_mask"].sum(dim=1), self.get_frame_mask(inputs).sum(dim=1)
+        targets = []
+        for layer in arguments.aligned_layers:
+            share = arguments.forced_share * remaining if layer == max(arguments.aligned_layers) else 0.0
+            targets.append(locate(alignment, num_tokens, num_frames, share))
+            plain.model.layers[layer].self_attn.alignment = targets[-1]
+        try:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            for layer in arguments.aligned_layers:
+                plain.model.layers[layer].self_attn.alignment = None
+            plain.config.latent_noise_std = self.last_latent_noise_std
+        losses = [-target.probabilities.clamp(min=1e-6).log().mean(dim=1)[target.is_visible] for target in targets]
+        attention_loss = torch.cat(losses)
+        if len(attention_loss):
+            self.alignment_sums += torch.stack(
+                [attention_loss.detach().sum(), attention_loss.new_tensor(len(attention_loss))]
+            )
+            loss = loss + arguments.alignment_weight * attention_loss.mean() / self.current_gradient_accumulation_steps
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            total, count = self.accelerator.reduce(self.alignment_sums, reduction="sum").tolist()
+            logs["attention_loss"] = total / max(count, 1)
+            self.alignment_sums.zero_()
+        super().log(logs, start_time)
+
+
+def locate(
+    alignment: torch.Tensor, num_tokens: torch.Tensor, num_frames: torch.Tensor, forced_share: float
+) -> Alignment:
+    """
+    Positions in the sequence that the model makes of text and speech.
+
+    Args:
+        alignment (`torch.LongTensor` of shape `(batch_size, frames)`):
+            Index of the token of every frame, -1 for padding and where it is not known.
+        num_tokens (`torch.LongTensor` of shape `(batch_size,)`):
+            Tokens of every row.
+        num_frames (`torch.LongTensor` of shape `(batch_size,)`):
+            Frames of every row.
+        forced_share (`float`):
+            Share of the rows to force.
+    """
+    length = int((num_tokens + num_frames).max())
+    # A frame is predicted at the position before its own; what is not known goes to a slot past the end.
+    positions = num_tokens[:, None] - 1 + torch.arange(alignment.shape[1], device=alignment.device)
+    positions = positions.masked_fill(alignment < 0, length)
+    tokens = alignment.new_full((len(alignment), length + 1), -1).scatter(1, positions, alignment)[:, :length]
+    is_asked, tokens = tokens >= 0, tokens.clamp(min=0)
+    last = num_tokens[:, None] - 1
+    keys = torch.stack([torch.minimum(tokens + offset, last) for offset in range(NUM_HEADS)], dim=1)
+    is_forced = torch.rand(len(alignment), device=alignment.device) < forced_share
+    return Alignment(is_asked, keys, is_forced)
+
+
+def main() -> None:
+    parser = HfArgumentParser(AlignmentArguments)
+    alignment_args, arguments = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    train_sled.main(arguments, trainer_class=AlignedTrainer, alignment_args=alignment_args)
+
+
+if __name__ == "__main__":
+    main()

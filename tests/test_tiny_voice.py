@@ -1,0 +1,187 @@
+"""The small voice's own scripts: alignments of text and speech, and training with them."""
+
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
+
+from transformers_sled import SledForSpeechSynthesis, SledProcessor
+from transformers_sled.data_sled import SledDataCollator, prepare_dataset
+from transformers_sled.streaming_sled import encode_text
+
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+sys.path.append(str(ROOT / "examples" / "tiny_voice"))
+
+import align_text  # noqa: E402
+import train_aligned  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Codes of 8 utterances of 40 to 54 frames."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "id": f"u{index}",
+            "text": ["Stop.", "Two plus two."][index % 2],
+            "audio": {"array": 0.1 * rng.standard_normal(320 * (40 + 2 * index)), "sampling_rate": 24000},
+        }
+        for index in range(8)
+    ]
+    codec = EncodecModel.from_pretrained(GOLDEN / "codec").eval()
+    prepare_dataset(datasets.Dataset.from_list(rows), folder, codec, min_duration=0.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The golden offline model with its codec, without dropout."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
+    for name in ("dropout", "activation_dropout", "attention_dropout", "text_dropout_prob"):
+        setattr(model.config, name, 0.0)
+    model.config.latent_noise_std = 0.25
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "offline")
+    SledProcessor(EncodecFeatureExtractor.from_pretrained(GOLDEN / "codec"), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alignments(data, checkpoint, tmp_path_factory):
+    """The file that align_text.py writes for the data."""
+    output = tmp_path_factory.mktemp("alignments") / "alignments.parquet"
+    words = ["--dataset", data, "--tokenizer", checkpoint, "--codec", GOLDEN / "codec", "--output", output]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["align_text.py", *map(str, words), "--iterations", "2"])
+        align_text.main()
+    return output
+
+
+@pytest.fixture
+def train(data, checkpoint, alignments, tmp_path, monkeypatch):
+    def run(**changes):
+        values = {
+            "alignments": alignments,
+            "aligned_layers": "1",
+            "dataset_name": data,
+            "model_name_or_path": checkpoint,
+            "output_dir": tmp_path / "out",
+            "max_steps": 30,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 5,
+            "save_strategy": "no",
+            "report_to": "none",
+            **changes,
+        }
+        words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+        flags = ["--do_train", "--use_cpu", "--disable_tqdm", "true"]
+        monkeypatch.setattr(sys, "argv", ["train_aligned.py", *words, *flags])
+        train_aligned.main()
+        return tmp_path / "out"
+
+    return run
+
+
+def test_alignment_finds_what_was_said():
+    generator = torch.Generator().manual_seed(0)
+    means = 4 * torch.randn(12, 6, generator=generator)
+    features, states, truth = [], [], []
+    for _ in range(60):
+        row = torch.randint(12, (8,), generator=generator)
+        # A word repeated is one long word to any aligner.
+        row = torch.unique_consecutive(row)
+        durations = torch.randint(2, 7, (len(row),), generator=generator)
+        path = torch.arange(len(row)).repeat_interleave(durations)
+        features.append(means[row[path]] + torch.randn(len(path), 6, generator=generator))
+        states.append(row)
+        truth.append(path)
+    found = align_text.align(features, states, 12, num_iterations=10)
+    assert [len(path) for path in found] == [len(path) for path in truth]
+    assert (torch.cat(found) == torch.cat(truth)).float().mean() > 0.95
+
+
+def test_alignments_visit_every_token_in_order(data, checkpoint, alignments):
+    rows = datasets.load_dataset("parquet", data_files=str(data / "data" / "*.parquet"), split="train")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    found = datasets.load_dataset("parquet", data_files=str(alignments), split="train")
+    assert found["id"][:] == rows["id"][:]
+    for row, alignment in zip(rows, found["alignment"][:], strict=True):
+        assert len(alignment) == row["length"]
+        assert sorted(set(alignment)) == list(range(len(encode_text(tokenizer, row["text"]))))
+        assert alignment == sorted(alignment)
+
+
+@pytest.fixture
+def batch(data, checkpoint):
+    rows = datasets.load_dataset("parquet", data_files=str(data / "data" / "*.parquet"), split="train")
+    return SledDataCollator(SledProcessor.from_pretrained(checkpoint))([rows[0], rows[3]])
+
+
+def test_attention_is_eager_where_nothing_is_aligned(checkpoint, batch):
+    losses = []
+    for implementation in ("eager", "aligned"):
+        model = SledForSpeechSynthesis.from_pretrained(checkpoint, attn_implementation=implementation).eval()
+        torch.manual_seed(0)
+        losses.append(model(**batch).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batch):
+    model = SledForSpeechSynthesis.from_pretrained(checkpoint, attn_implementation="aligned").train()
+    num_tokens, num_frames = batch["attention_mask"].sum(dim=1), batch["audio_codes_mask"].sum(dim=1)
+    alignment = torch.arange(batch["audio_codes_mask"].shape[1]) * num_tokens[:, None] // num_frames[:, None]
+    alignment = alignment.masked_fill(batch["audio_codes_mask"] == 0, -1)
+    target = train_aligned.locate(alignment, num_tokens, num_frames, forced_share=1.0)
+    model.model.layers[1].self_attn.alignment = target
+    # The second row without its text but for the last token.
+    model._drop_text = lambda ids, mask, count: (
+        mask & torch.tensor([[True], [False]]) | (torch.arange(ids.shape[1]) == count[:, None] - 1),
+        ids,
+        torch.tensor([False, True]),
+    )
+    attention = model(**batch, output_attentions=True).attentions[1]
+    for frame in range(int(num_frames[0])):
+        token = int(alignment[0, frame])
+        query = int(num_tokens[0]) - 1 + frame
+        assert attention[0, 0, query].argmax() == token and attention[0, 0, query, token] == 1
+        assert attention[0, 1, query, min(token + 1, int(num_tokens[0]) - 1)] == 1
+    assert not target.is_visible[1, : int(num_tokens[1]) + 5].any()
+    assert target.is_visible[0].sum() == num_frames[0]
+
+
+def test_heads_learn_the_alignment(train):
+    output = train(forced_share=0.5, alignment_steps=20, alignment_weight=1.0)
+    log = train_aligned.train_sled.json.loads((output / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["attention_loss"] for entry in log if "attention_loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+    model = SledForSpeechSynthesis.from_pretrained(output)
+    assert model.config.latent_noise_std == 0.25
+    assert load_file(output / "model.safetensors").keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aligned_layers": "7"}, "--aligned_layers must be below"),
+        ({"text_chunk_size": 2, "speech_chunk_size": 6}, "Alignments are for offline models"),
+    ],
+)
+def test_what_cannot_be_aligned_is_refused(train, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(**changes)
+
+
+def test_alignments_of_other_data_are_refused(train, tmp_path):
+    datasets.Dataset.from_dict({"id": ["other"], "alignment": [[0]]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="has no utterance of the training data"):
+        train(alignments=tmp_path / "other.parquet")
