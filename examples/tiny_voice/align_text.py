@@ -6,7 +6,8 @@ Finds which text token is spoken in every frame of a prepared folder, for train_
 
 A hidden Markov model in the manner of speech recognition's flat start: every token is a Gaussian over the codec's latents
 and their slope (two in a row where it has several letters), the tokens of a text follow each other without a gap, and
-Viterbi alignment and estimation take turns, the first time with every utterance cut into equal parts.
+Viterbi alignment and estimation take turns, the first time with every utterance cut into equal parts
+between its silences.
 """
 
 import argparse
@@ -91,8 +92,22 @@ def find_paths(scores: torch.Tensor, num_frames: torch.Tensor, num_states: torch
     return paths
 
 
+def cut(num_frames: int, num_states: int, silence: tuple[int, int]) -> torch.Tensor:
+    """The flat start: silence in the first and in the last state, the frames between in equal parts."""
+    before, after = silence
+    between = num_frames - before - after
+    if num_states < 3 or between < num_states - 2:
+        return torch.arange(num_frames) * num_states // num_frames
+    inner = 1 + torch.arange(between) * (num_states - 2) // between
+    return torch.cat([inner.new_zeros(before), inner, inner.new_full((after,), num_states - 1)])
+
+
 def align(
-    features: list[torch.Tensor], states: list[torch.Tensor], total_states: int, num_iterations: int
+    features: list[torch.Tensor],
+    states: list[torch.Tensor],
+    total_states: int,
+    num_iterations: int,
+    silence: tuple[int, int] = (0, 0),
 ) -> list[torch.Tensor]:
     """
     Aligns utterances to their states.
@@ -106,11 +121,13 @@ def align(
             How many different states there are.
         num_iterations (`int`):
             Rounds of estimation and alignment.
+        silence (`tuple[int, int]`, *optional*, defaults to `(0, 0)`):
+            Frames at the start and the end that the first round gives to the first and the last state.
 
     Returns:
         `list[torch.LongTensor]`: for every utterance the index into its `states` of every frame.
     """
-    paths = [torch.arange(len(heard)) * len(row) // len(heard) for heard, row in zip(features, states, strict=True)]
+    paths = [cut(len(heard), len(row), silence) for heard, row in zip(features, states, strict=True)]
     all_features = torch.cat(features)
     by_length = sorted(range(len(features)), key=lambda index: len(features[index]))
     batches = [by_length[start : start + BATCH_SIZE] for start in range(0, len(by_length), BATCH_SIZE)]
@@ -144,6 +161,14 @@ def main() -> None:
     parser.add_argument("--codec", required=True, help="the EnCodec that made the codes: repository or folder")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write, with `id` and `alignment`")
     parser.add_argument("--iterations", type=int, default=12, help="rounds of alignment (default: %(default)s)")
+    parser.add_argument(
+        "--silence",
+        type=int,
+        nargs=2,
+        default=(0, 0),
+        metavar=("BEFORE", "AFTER"),
+        help="frames of silence around the speech, for the first round: much depends on it (default: none)",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
 
@@ -174,7 +199,13 @@ def main() -> None:
     if not ids:
         sys.exit(f"No utterance of {arguments.dataset} can be aligned")
     scale = torch.cat(features).std(dim=0)
-    paths = align([heard / scale for heard in features], states, int(states_of_token.sum()), arguments.iterations)
+    paths = align(
+        [heard / scale for heard in features],
+        states,
+        int(states_of_token.sum()),
+        arguments.iterations,
+        tuple(arguments.silence),
+    )
     alignments = [tokens[path].tolist() for tokens, path in zip(token_of_state, paths, strict=True)]
     datasets.Dataset.from_dict({"id": ids, "alignment": alignments}).to_parquet(arguments.output)
     logger.info("Aligned %d of %d utterances: %s", len(ids), len(dataset), arguments.output)
