@@ -185,3 +185,11 @@ def test_alignments_of_other_data_are_refused(train, tmp_path):
     datasets.Dataset.from_dict({"id": ["other"], "alignment": [[0]]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="has no utterance of the training data"):
         train(alignments=tmp_path / "other.parquet")
+
+
+def test_alignments_by_another_tokenizer_are_refused(train, alignments, tmp_path):
+    rows = datasets.load_dataset("parquet", data_files=str(alignments), split="train").to_dict()
+    rows["alignment"] = [[min(token, 1) for token in alignment] for alignment in rows["alignment"]]
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="of other codes or another tokenizer"):
+        train(alignments=tmp_path / "other.parquet")

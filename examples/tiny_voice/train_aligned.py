@@ -8,8 +8,8 @@ All arguments of train_sled.py, and those below. Two attention heads of some lay
 next frame belongs to and at the one after it (the attention loss of arXiv 2406.17957, with alignments from align_text.py
 in place of its sum over all monotonic ones). In one of the layers those heads are also set to the true alignment, in a
 share of the utterances that falls to zero, so that what is learned from the text need not wait for them. The noise on
-the latents that the decoder reads starts strong and falls to the configuration's `latent_noise_std`: next to clean
-speech up to the last frame, text hardly helps to tell the next one.
+the latents that the decoder reads starts strong and falls to the configuration's `latent_noise_std`, so that
+the speech before cannot stand in for the text.
 """
 
 import sys
@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, HfArgumentParser
 from transformers.masking_utils import eager_mask
+
+from transformers_sled.streaming_sled import encode_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -113,8 +115,12 @@ class AlignedCollator(train_sled.SledDataCollator):
         batch["alignment"] = torch.full_like(batch["audio_codes_mask"], -1)
         for row, example in zip(batch["alignment"], examples, strict=True):
             alignment = self.alignments.get(example["id"])
-            if alignment is not None and len(alignment) == len(example["audio_codes"][0]):
-                row[: len(alignment)] = torch.tensor(alignment)
+            if alignment is None:
+                continue
+            num_tokens = len(encode_text(self.processor.tokenizer, example["text"]))
+            if len(alignment) != len(example["audio_codes"][0]) or alignment[-1] != num_tokens - 1:
+                raise ValueError(f"The alignment of {example['id']} is of other codes or another tokenizer")
+            row[: len(alignment)] = torch.tensor(alignment)
         return batch
 
 
@@ -125,6 +131,9 @@ class AlignedTrainer(train_sled.SledTrainer):
         collator = kwargs.pop("data_collator")
         alignments = datasets.load_dataset("parquet", data_files=alignment_args.alignments, split="train")
         alignments = dict(zip(alignments["id"][:], alignments["alignment"][:], strict=True))
+        train_dataset = kwargs.get("train_dataset")
+        if train_dataset is not None and not {"id", "audio_codes"} <= set(train_dataset.column_names):
+            raise ValueError(f"Aligned training needs `id` and `audio_codes`, got {train_dataset.column_names}")
         super().__init__(*args, data_collator=AlignedCollator(collator.processor, alignments), **kwargs)
         config = self.model.config
         if config.is_interleaved:
@@ -149,7 +158,7 @@ class AlignedTrainer(train_sled.SledTrainer):
         alignment = inputs.pop("alignment")
         if not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        plain = self.accelerator.unwrap_model(model)
+        plain = train_sled.plain_model(self.accelerator.unwrap_model(model))
         arguments = self.alignment_args
         remaining = max(0.0, 1 - self.state.global_step / max(arguments.alignment_steps, 1))
         additional = arguments.first_latent_noise_std - self.last_latent_noise_std
