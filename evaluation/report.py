@@ -161,6 +161,8 @@ def markdown(summary: dict[str, Any], timings: dict[str, Any]) -> str:
             troubles = {
                 "nothing was recognized": row["unheard"],
                 "no voice to compare": row["voiceless"],
+                "ended at once": row["ended_at_once"],
+                "never ended": row["never_ended"],
                 "synthesis failed": row["failed"],
             }
             if any(troubles.values()):

@@ -58,6 +58,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the model's weights")
     add("--protocols", nargs="+", choices=PROTOCOLS, help="default: all an offline model has, streaming for others")
     add("--guidance-scales", nargs="+", type=float, help="one row each; default: the checkpoint's own scale")
+    add("--temperature", type=float, help="scale of the noise; default: the checkpoint's own")
     add("--prompt-seconds", type=float, default=3.0, help="length of the prompt of continuation (default: 3)")
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     add("--dataset", default=LIBRISPEECH_PC, help=f"file, folder or Hub id (default: {LIBRISPEECH_PC})")
@@ -100,10 +101,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for scale in arguments.guidance_scales or []:
         if not 0 <= scale < math.inf:
             parser.error(f"--guidance-scales has {scale}; finite numbers of at least 0 are accepted.")
+    if arguments.temperature is not None and not 0 <= arguments.temperature < math.inf:
+        parser.error(f"--temperature is {arguments.temperature}; a finite number of at least 0 is accepted.")
     if arguments.model is None and arguments.codec is None:
         parser.error("neither --model nor --codec is given; one of them is needed.")
-    if arguments.model is None and (arguments.push_results or arguments.guidance_scales):
-        parser.error("--push-results and --guidance-scales need --model.")
+    options = (arguments.push_results, arguments.guidance_scales, arguments.temperature is not None)
+    if arguments.model is None and any(options):
+        parser.error("--push-results, --guidance-scales and --temperature need --model.")
     return arguments
 
 
@@ -167,7 +171,8 @@ class Run:
             raise ValueError(f"Model {arguments.model!r} could not be loaded: {error}") from error
         if arguments.guidance_scales is None:
             arguments.guidance_scales = [model.generation_config.guidance_scale]
-        return Synthesizer(model.to(self.state.device).eval(), processor, arguments.prompt_seconds, arguments.seed)
+        model = model.to(self.state.device).eval()
+        return Synthesizer(model, processor, arguments.prompt_seconds, arguments.seed, arguments.temperature)
 
     def choose_protocols(self) -> list[str]:
         wanted = self.arguments.protocols
@@ -185,8 +190,8 @@ class Run:
         path = self.folder / "plan.json"
         arguments = self.arguments
         names = (
-            "model codec dtype prompt_seconds seed dataset dataset_config text_column audio_column speaker_column "
-            "id_column min_seconds max_seconds limit recognizer language speaker_encoder dnsmos"
+            "model codec dtype temperature prompt_seconds seed dataset dataset_config text_column audio_column "
+            "speaker_column id_column min_seconds max_seconds limit recognizer language speaker_encoder dnsmos"
         )
         settings = {name: getattr(arguments, name) for name in names.split()}
         settings |= {"split": self.dataset.split, "protocols": self.protocols}
@@ -284,6 +289,7 @@ class Run:
             for name, speech in zip(batch, speeches, strict=True):
                 if name in missing:
                     details = {"prompt_samples": speech.prompt_samples, "generation_seconds": speech.seconds}
+                    details |= {"cut_off": speech.is_cut_off, "empty": len(speech.audio) == speech.prompt_samples}
                     details |= {"error": speech.error} if speech.error else {}
                     self.store.append("audio", [self.keep_audio(system, name, speech.audio, **details)])
 

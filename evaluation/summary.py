@@ -134,13 +134,16 @@ class Scores:
     def utterance(self, protocol: str, system: str, utterance_id: str, prompt_id: str | None) -> dict[str, Any]:
         """All scores of one utterance under one system."""
         text = self.texts[system, utterance_id]["text"]
+        audio = self.audio[system, utterance_id]
         scores = {
             "id": utterance_id,
             "hypothesis": text,
             "counts": edit_counts(text, self.utterances[utterance_id]["text"], self.settings["language"]),
             "seconds": self.utterances[utterance_id]["seconds"],
-            "spoken_seconds": self.audio[system, utterance_id]["seconds"],
-            "error": self.audio[system, utterance_id].get("error"),
+            "spoken_seconds": audio["seconds"],
+            "error": audio.get("error"),
+            "cut_off": audio.get("cut_off", False),
+            "empty": audio.get("empty", False),
         }
         whole = (system, utterance_id, "whole")
         scores["voiceless"] = self.embeddings[whole] is None
@@ -216,5 +219,7 @@ def aggregate(scores: list[dict[str, Any]]) -> dict[str, Any]:
     row["spoken_seconds"] = round(sum(entry["spoken_seconds"] for entry in scores), 2)
     row["unheard"] = sum(not entry["hypothesis"] for entry in scores)
     row["voiceless"] = sum(entry["voiceless"] for entry in scores)
+    row["ended_at_once"] = sum(entry["empty"] for entry in scores)
+    row["never_ended"] = sum(entry["cut_off"] for entry in scores)
     row["failed"] = sum(entry["error"] is not None for entry in scores)
     return row

@@ -26,6 +26,8 @@ class Speech:
             How many samples at its start are the prompt's.
         seconds (`float`, *optional*, defaults to 0.0):
             Time its making took; in a batch, the utterance's share by its length.
+        is_cut_off (`bool`, *optional*, defaults to `False`):
+            Whether it reached the limit of frames without an end of its own.
         error (`str`, *optional*):
             Why nothing could be said.
     """
@@ -33,6 +35,7 @@ class Speech:
     audio: np.ndarray
     prompt_samples: int = 0
     seconds: float = 0.0
+    is_cut_off: bool = False
     error: str | None = None
 
 
@@ -88,12 +91,17 @@ class Synthesizer:
             Length of the prompt of `continuation`, in seconds.
         seed (`int`):
             Seed of the run.
+        temperature (`float`, *optional*):
+            Scale of the noise; by default the checkpoint's own.
     """
 
-    def __init__(self, model: Any, processor: Any, prompt_seconds: float, seed: int):
+    def __init__(
+        self, model: Any, processor: Any, prompt_seconds: float, seed: int, temperature: float | None = None
+    ):
         self.model = model
         self.processor = processor
         self.seed = seed
+        self.options = {} if temperature is None else {"temperature": temperature}
         self.sampling_rate = model.codec.config.sampling_rate
         self.prompt_samples = int(prompt_seconds * self.sampling_rate)
 
@@ -164,23 +172,30 @@ class Synthesizer:
         started = time.perf_counter()
         try:
             inputs = self.inputs(protocol, utterances, sources, audios)
-            waveforms = self.model.generate(
-                **inputs, guidance_scale=guidance_scale, generator=[self.generator(item.id) for item in utterances]
+            outputs = self.model.generate(
+                **inputs,
+                guidance_scale=guidance_scale,
+                generator=[self.generator(item.id) for item in utterances],
+                return_dict_in_generate=True,
+                **self.options,
             )
         except ValueError as error:
             if len(utterances) == 1:
                 return [Speech(np.zeros(0, dtype=np.float32), error=str(error))]
             rows = zip(utterances, sources, audios, strict=True)
             return [self.speak(protocol, guidance_scale, *([value] for value in row))[0] for row in rows]
-        waveforms = [waveform.float().cpu().numpy() for waveform in waveforms]
+        waveforms = [waveform.cpu().numpy() for waveform in outputs.audio]
+        # The frame that signals the end is not heard; the logits after it are zero.
+        last = (outputs.eos_logits != 0).sum(dim=1, keepdim=True) - 1
+        is_cut_off = outputs.latents_mask.gather(1, last.clamp(min=0))[:, 0].bool().tolist()
         took = (time.perf_counter() - started) / max(1, sum(map(len, waveforms)))
         speeches = []
-        for waveform, audio in zip(waveforms, audios, strict=True):
+        for waveform, cut_off, audio in zip(waveforms, is_cut_off, audios, strict=True):
             prompt = np.zeros(0, dtype=np.float32)
             if protocol == "continuation":
                 prompt = resynthesize(self.model.codec, self.prompt_of(audio), self.model.config.codec_bandwidth)
             seconds = took * len(waveform)
-            speeches.append(Speech(np.concatenate([prompt, waveform]), len(prompt), seconds))
+            speeches.append(Speech(np.concatenate([prompt, waveform]), len(prompt), seconds, cut_off))
         return speeches
 
     @torch.inference_mode()
@@ -203,6 +218,7 @@ class Synthesizer:
             processor=self.processor,
             guidance_scale=guidance_scale,
             generator=self.generator(utterance.id),
+            **self.options,
         )
         next(stream, None)
         seconds = time.perf_counter() - started

@@ -120,12 +120,19 @@ def judges(recognizer, encoder) -> list[str]:
     return ["--recognizer", recognizer, "--speaker-encoder", encoder, "--min-seconds", "0.1"]
 
 
+def edit_generation_config(model: Path, **settings: float) -> None:
+    path = model / "generation_config.json"
+    config = json.loads(path.read_text())
+    # Where this is set, as in the released files, parameters that are SLED's own are not read.
+    config.pop("_from_model_config", None)
+    path.write_text(json.dumps({**config, **settings}))
+
+
 def brief(folder: Path, name: str) -> list[str]:
     """A golden checkpoint that is stopped after a few frames: random weights seldom end."""
     path = folder / name
     shutil.copytree(GOLDEN / name, path)
-    config = json.loads((path / "generation_config.json").read_text())
-    (path / "generation_config.json").write_text(json.dumps({**config, "max_new_tokens": 20}))
+    edit_generation_config(path, max_new_tokens=20)
     return ["--model", str(path), "--codec", str(GOLDEN / "codec")]
 
 
@@ -238,6 +245,37 @@ def test_another_seed_gives_other_speech(uninterrupted, folder, offline):
     results = evaluate_in(folder / "seed", [*offline, "--protocols", "text", "--seed", "1", "--limit", "2"])
     assert all(results[name] != uninterrupted[name] for name in results if "text-guidance" in name)
     assert all(results[name] == uninterrupted[name] for name in results if "resynthesis" in name)
+
+
+def test_without_noise_the_seed_does_not_matter(folder, offline):
+    arguments = [*offline, "--protocols", "text", "--temperature", "0", "--limit", "2"]
+    first, second = (evaluate_in(folder / f"still-{seed}", [*arguments, "--seed", seed]) for seed in "01")
+    assert {name: first[name] for name in first if "audio" in name} == {
+        name: second[name] for name in second if "audio" in name
+    }
+    assert json.loads(first["summary.json"])["settings"]["temperature"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "ended_at_once", "never_ended"),
+    [
+        ({"eos_threshold": 1.0}, 0, len(TEXTS)),
+        ({"eos_threshold": 0.0}, len(TEXTS), 0),
+        # All but the first frame signal the end.
+        ({"eos_threshold": 0.0, "min_new_tokens": 1}, 0, 0),
+    ],
+)
+def test_speech_without_an_end_or_a_beginning_is_counted(
+    tmp_path, corpus, judges, settings, ended_at_once, never_ended
+):
+    model = brief(tmp_path, "offline")
+    edit_generation_config(tmp_path / "offline", **settings)
+    arguments = [*model, *judges, "--dataset", corpus, "--prompt-seconds", "0.2", "--latency-utterances", "0"]
+    results = evaluate_in(tmp_path / "run", [*arguments, "--protocols", "text"])
+    row = json.loads(results["summary.json"])["protocols"]["text"]["rows"]["SLED, guidance 2"]
+    assert (row["ended_at_once"], row["never_ended"]) == (ended_at_once, never_ended)
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert ("ended at once" in report, "never ended" in report) == (bool(ended_at_once), bool(never_ended))
 
 
 def test_interrupted_and_resumed_is_the_same(uninterrupted, tmp_path, offline, monkeypatch):

@@ -100,6 +100,15 @@ def test_saved_and_reloaded_is_the_original(model, processor, saved):
     assert str(ROOT) not in "".join(file.read_text() for file in saved.iterdir() if file.suffix in (".json", ".md"))
 
 
+def test_generation_parameters_of_a_checkpoint_are_kept(model, tmp_path, monkeypatch):
+    settings = {"eos_threshold": 0.6, "guidance_scale": 1.5, "temperature": 0.4, "max_new_tokens": 30}
+    for name, value in settings.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    model.save_pretrained(tmp_path)
+    loaded = SledForSpeechSynthesis.from_pretrained(tmp_path).generation_config
+    assert {name: getattr(loaded, name) for name in settings} == settings
+
+
 def test_code_is_added_for_one_save_only(model, processor, saved, tmp_path):
     config, classes = model.config.to_dict(), (SledForSpeechSynthesis, SledProcessor, type(model.config))
     for order in ((model, processor), (processor, model)):

@@ -796,9 +796,16 @@ class SledGenerationMixin(GenerationMixin):
         for name, value in defaults.items():
             if getattr(self.generation_config, name, None) is None:
                 setattr(self.generation_config, name, value)
+        # Of one marked as derived from the model's configuration, `from_pretrained` would leave `eos_threshold` unread.
+        self.generation_config._from_model_config = None
 
-    def adjust_generation_fn(self: "SledForSpeechSynthesis", *args: Any, **kwargs: Any) -> None:
-        """Called by `from_pretrained` to load the generation config; the released one sets none of SLED's parameters."""
+    def adjust_generation_fn(
+        self: "SledForSpeechSynthesis", *args: Any, build_codec: bool = True, **kwargs: Any
+    ) -> None:
+        """
+        Called by `from_pretrained` to load the generation config; the released one sets none of SLED's parameters.
+        `build_codec` is the model's own argument, which the base class would add to the parameters.
+        """
         super().adjust_generation_fn(*args, **kwargs)
         self.fill_generation_config()
 
