@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from transformers_sled import SledForSpeechSynthesis, SledProcessor
+from transformers_sled import SledForSpeechSynthesis, SledProcessor, builtin_voice
 
 
 TEXT = (
@@ -77,12 +77,14 @@ def draw(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ICTNLP/SLED-TTS-Streaming-Libriheavy", help="Interleaved model")
+    parser.add_argument(
+        "--model", default=builtin_voice(interleaved=True), help="Interleaved model (default: the voice in the box)"
+    )
     parser.add_argument("--codec", help="Codec of a model that comes without one")
     parser.add_argument("--text", default=TEXT)
     parser.add_argument("--pieces-per-second", type=float, default=10.0, help="Words written in a second")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--guidance-scale", type=float, help="Strength of guidance; 1 is off; the model's by default")
     parser.add_argument("--eos-threshold", type=float, help="Probability that ends the speech; the model's by default")
     parser.add_argument("--max-duration", type=float, help="Seconds of speech after which it is cut off")
     parser.add_argument("--output", type=Path, default=Path("docs/stream_timeline.png"))
@@ -92,9 +94,11 @@ def main() -> None:
     if not model.config.is_interleaved:
         parser.error("--model must be interleaved: an offline model reads the whole text first.")
     processor = SledProcessor.from_pretrained(name)
-    options = {"guidance_scale": args.guidance_scale, "max_duration": args.max_duration}
-    if args.eos_threshold is not None:
-        options["eos_threshold"] = args.eos_threshold
+    options = {
+        name: value
+        for name in ("guidance_scale", "eos_threshold", "max_duration")
+        if (value := getattr(args, name)) is not None
+    }
     # The first run of a model is slower than those that follow.
     for _ in model.stream("Warm up.", processor=processor, **options | {"max_duration": 0.5}):
         pass

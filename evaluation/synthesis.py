@@ -95,9 +95,7 @@ class Synthesizer:
             Scale of the noise; by default the checkpoint's own.
     """
 
-    def __init__(
-        self, model: Any, processor: Any, prompt_seconds: float, seed: int, temperature: float | None = None
-    ):
+    def __init__(self, model: Any, processor: Any, prompt_seconds: float, seed: int, temperature: float | None = None):
         self.model = model
         self.processor = processor
         self.seed = seed

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForTextToWaveform, AutoProcessor
 
-import transformers_sled  # noqa: F401  (registers SLED with the Auto classes)
+from transformers_sled import builtin_voice
 
 
 def main() -> None:
@@ -28,9 +28,13 @@ def main() -> None:
     parser.add_argument("--voice", type=Path, help="voice that was kept with --save-voice, instead of a recording")
     parser.add_argument("--save-voice", type=Path, help="file to keep the voice in")
     parser.add_argument("--output", type=Path, default=Path("speech.wav"), help="audio file, its format by extension")
-    parser.add_argument("--model", default="ICTNLP/SLED-TTS-Libriheavy", help="checkpoint: Hub repository or folder")
+    parser.add_argument(
+        "--model", default=builtin_voice(), help="checkpoint: Hub repository or folder (default: the voice in the box)"
+    )
     parser.add_argument("--codec", help="codec, where the checkpoint's own is not to be used: repository or folder")
-    parser.add_argument("--guidance-scale", type=float, default=2.0, help="how closely to follow the text; 1 is off")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="how closely to follow the text; 1 is off (default: the checkpoint's own)"
+    )
     parser.add_argument("--seed", type=int, help="the same seed gives the same speech")
     parser.add_argument("--dtype", default="auto", help="precision of the model, such as bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
@@ -65,8 +69,8 @@ def speak(text: str, arguments: argparse.Namespace) -> None:
         processor.save_voice(arguments.save_voice, **voice)
     (audio,) = model.generate(
         **processor(text, **voice),
-        guidance_scale=arguments.guidance_scale,
         generator=None if arguments.seed is None else torch.Generator().manual_seed(arguments.seed),
+        **({} if arguments.guidance_scale is None else {"guidance_scale": arguments.guidance_scale}),
     )
     taken = time.perf_counter() - start
     processor.save_audio(audio, arguments.output)

@@ -27,7 +27,7 @@ import numpy as np
 import soundfile
 import torch
 
-from transformers_sled import SledForSpeechSynthesis, SledProcessor
+from transformers_sled import SledForSpeechSynthesis, SledProcessor, builtin_voice
 
 
 def read_text(file_descriptor: int) -> Iterator[str]:
@@ -68,8 +68,8 @@ def open_output(output: str | None, sampling_rate: int) -> Iterator[Callable[[np
 def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        default="ICTNLP/SLED-TTS-Streaming-Libriheavy",
-        help="Model on the Hub or in a folder (default: %(default)s)",
+        default=builtin_voice(interleaved=True),
+        help="Model on the Hub or in a folder (default: the voice in the box)",
     )
     parser.add_argument(
         "--codec", help="Codec of a model that comes without one, if not the one that its config names"
@@ -78,7 +78,9 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voice", help="Voice to speak with, a file that `save_voice` has written")
     parser.add_argument("--prompt-audio", help="Recording of the voice to speak with")
     parser.add_argument("--prompt-text", help="What the recording says")
-    parser.add_argument("--guidance-scale", type=float, help="Strength of guidance; 1 is off")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="Strength of guidance; 1 is off (default: the model's own)"
+    )
     parser.add_argument("--seed", type=int, help="Seed of the noise")
     parser.add_argument("--max-duration", type=float, help="Seconds of speech after which it is cut off")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -8,20 +8,24 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForTextToWaveform, AutoProcessor
 
-import transformers_sled  # noqa: F401  (registers SLED with the Auto classes)
+from transformers_sled import builtin_voice
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "text", nargs="?", help="text to speak; from standard input if neither this nor a file is given"
     )
     parser.add_argument("--text-file", type=Path, help="file with the text to speak")
-    parser.add_argument("--output", type=Path, default=Path("speech.wav"), help="audio file, its format by extension")
-    parser.add_argument("--model", default="ICTNLP/SLED-TTS-Libriheavy", help="checkpoint: Hub repository or folder")
+    parser.add_argument("--output", type=Path, default=Path("speech.wav"), help="audio file (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=builtin_voice(), help="checkpoint: Hub repository or folder (default: the voice in the box)"
+    )
     parser.add_argument("--codec", help="codec, where the checkpoint's own is not to be used: repository or folder")
-    parser.add_argument("--guidance-scale", type=float, default=2.0, help="how closely to follow the text; 1 is off")
-    parser.add_argument("--temperature", type=float, default=1.0, help="how much the speech varies")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="how closely to follow the text; 1 is off (default: the checkpoint's own)"
+    )
+    parser.add_argument("--temperature", type=float, help="how much the speech varies (default: the checkpoint's own)")
     parser.add_argument("--seed", type=int, help="the same seed gives the same speech")
     parser.add_argument("--dtype", default="auto", help="precision of the model, such as bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
@@ -43,12 +47,13 @@ def speak(text: str, arguments: argparse.Namespace) -> None:
     model = AutoModelForTextToWaveform.from_pretrained(
         arguments.model, codec=arguments.codec, dtype=arguments.dtype, device_map=arguments.device
     )
+    names = ("guidance_scale", "temperature")
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     start = time.perf_counter()
     (audio,) = model.generate(
         **processor(text),
-        guidance_scale=arguments.guidance_scale,
-        temperature=arguments.temperature,
         generator=None if arguments.seed is None else torch.Generator().manual_seed(arguments.seed),
+        **options,
     )
     taken = time.perf_counter() - start
     processor.save_audio(audio, arguments.output)

@@ -1,4 +1,4 @@
-"""The small voice's own scripts: alignments of text and speech, and training with them."""
+"""The small voice's own scripts: pairs of utterances, alignments of text and speech, and training with them."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
 
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
-from transformers_sled.data_sled import SledDataCollator, prepare_dataset
+from transformers_sled.data_sled import SledDataCollator, load_source, prepare_dataset
 from transformers_sled.streaming_sled import encode_text
 
 
@@ -20,18 +20,20 @@ GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 sys.path.append(str(ROOT / "examples" / "tiny_voice"))
 
 import align_text  # noqa: E402
+import join_utterances  # noqa: E402
 import train_aligned  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Codes of 8 utterances of 40 to 54 frames."""
+    """Codes of 8 utterances of 40 to 54 frames by two speakers."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     rows = [
         {
             "id": f"u{index}",
             "text": ["Stop.", "Two plus two."][index % 2],
+            "speaker": "abba"[index % 4],
             "audio": {"array": 0.1 * rng.standard_normal(320 * (40 + 2 * index)), "sampling_rate": 24000},
         }
         for index in range(8)
@@ -90,6 +92,59 @@ def train(data, checkpoint, alignments, tmp_path, monkeypatch):
         return tmp_path / "out"
 
     return run
+
+
+@pytest.fixture
+def join(data, tmp_path, monkeypatch):
+    def run(**changes):
+        values = {"dataset": data, "output-dir": tmp_path / "joined", "num-pairs": 5, **changes}
+        words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+        monkeypatch.setattr(sys, "argv", ["join_utterances.py", *words])
+        join_utterances.main()
+        return tmp_path / "joined"
+
+    return run
+
+
+def test_pairs_are_one_speaker_saying_one_after_the_other(data, join):
+    rows = {row["id"]: row for row in load_source(str(data))}
+    joined = list(load_source(str(join())))
+    assert joined[:8] == list(rows.values())
+    assert len({row["id"] for row in joined}) == len(joined) == 8 + 5
+    for row in joined[8:]:
+        first, second = (rows[name] for name in row["id"].split("+"))
+        assert first["id"] != second["id"]
+        assert row["speaker"] == first["speaker"] == second["speaker"]
+        assert row["text"] == f"{first['text']} {second['text']}"
+        assert row["length"] == first["length"] + second["length"]
+        assert np.array_equal(
+            row["audio_codes"], np.concatenate([first["audio_codes"], second["audio_codes"]], axis=1)
+        )
+
+
+def test_pairs_are_not_longer_than_asked_for(join):
+    joined = load_source(str(join(**{"num-pairs": 100, "max-frames": 94})))
+    assert len(joined) > 8 and max(joined["length"][:]) <= 94
+
+
+def test_pairs_are_trained_on(train, join):
+    folder = join()
+    train(dataset_name=folder, max_steps=4)
+    assert (folder.parent / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max-frames": 50}, "has two utterances of 50 frames together"),
+        ({"dataset": GOLDEN}, "was not written by prepare_data.py"),
+        ({"output-dir": GOLDEN}, "is already there"),
+    ],
+)
+def test_pairs_that_cannot_be_made_are_refused(join, tmp_path, changed, message):
+    with pytest.raises(SystemExit, match=message):
+        join(**changed)
+    assert not (tmp_path / "joined").exists()
 
 
 def test_alignment_finds_what_was_said():
