@@ -94,6 +94,11 @@ def train(data, checkpoint, alignments, tmp_path, monkeypatch):
     return run
 
 
+def read_alignments(path):
+    table = datasets.Dataset.from_parquet(str(path))
+    return dict(zip(table["id"][:], table["alignment"][:], strict=True))
+
+
 @pytest.fixture
 def join(data, tmp_path, monkeypatch):
     def run(**changes):
@@ -127,9 +132,22 @@ def test_pairs_are_not_longer_than_asked_for(join):
     assert len(joined) > 8 and max(joined["length"][:]) <= 94
 
 
-def test_pairs_are_trained_on(train, join):
-    folder = join()
-    train(dataset_name=folder, max_steps=4)
+def test_pairs_have_alignments_and_are_trained_on(train, join, alignments, checkpoint):
+    folder = join(alignments=alignments, tokenizer=checkpoint)
+    paths = read_alignments(folder / "alignments.parquet")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    rows = {row["id"]: row for row in load_source(str(folder))}
+    assert paths.keys() == rows.keys() and len(rows) == 8 + 5
+    for name in list(rows)[8:]:
+        first, second = name.split("+")
+        assert len(paths[name]) == rows[name]["length"]
+        assert paths[name][: len(paths[first])] == paths[first]
+        tokens, parts = encode_text(tokenizer, rows[name]["text"]), encode_text(tokenizer, rows[second]["text"])
+        # What is spoken in the last frames is counted from the end of the text.
+        assert [len(tokens) - index for index in paths[name][-len(paths[second]) :]] == [
+            len(parts) - index for index in paths[second]
+        ]
+    train(dataset_name=folder, alignments=folder / "alignments.parquet", max_steps=4)
     assert (folder.parent / "out" / "model.safetensors").is_file()
 
 
@@ -139,6 +157,7 @@ def test_pairs_are_trained_on(train, join):
         ({"max-frames": 50}, "has two utterances of 50 frames together"),
         ({"dataset": GOLDEN}, "was not written by prepare_data.py"),
         ({"output-dir": GOLDEN}, "is already there"),
+        ({"tokenizer": GOLDEN / "offline"}, "2"),
     ],
 )
 def test_pairs_that_cannot_be_made_are_refused(join, tmp_path, changed, message):

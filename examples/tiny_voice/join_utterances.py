@@ -1,10 +1,12 @@
 """
 Adds pairs of utterances by one speaker to a prepared folder, one after the other as a single utterance.
 
-    python examples/tiny_voice/join_utterances.py --dataset codes --output-dir codes_joined
+    python examples/tiny_voice/join_utterances.py --dataset codes --alignments alignments.parquet --tokenizer tokenizer \
+        --output-dir codes_joined
 
 A model that has only learned single sentences takes the end of a sentence for the end of the text: it stops at once after
-a voice prompt, and after the first sentence of several.
+a voice prompt, and after the first sentence of several. Alignments from align_text.py are joined as well, in
+`alignments.parquet` of the folder.
 """
 
 import argparse
@@ -16,8 +18,10 @@ from typing import Any
 
 import datasets
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from transformers_sled.data_sled import load_source
+from transformers_sled.streaming_sled import encode_text
 
 
 def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +36,20 @@ def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
             [*codes, *more] for codes, more in zip(first["audio_codes"], second["audio_codes"], strict=True)
         ],
     }
+
+
+def join_alignments(
+    alignments: dict[str, list[int]], rows: list[dict[str, Any]], texts: dict[str, str], tokenizer: Any
+) -> dict[str, list[int]]:
+    """The alignments of joined rows, of which both parts have one, from those of the parts and the texts of these."""
+    joined = {}
+    for row in rows:
+        first, second = row["id"].split("+")
+        if first in alignments and second in alignments:
+            # Counted from the end: the space between the texts can be a token of its own.
+            offset = len(encode_text(tokenizer, row["text"])) - len(encode_text(tokenizer, texts[second]))
+            joined[row["id"]] = [*alignments[first], *(token + offset for token in alignments[second])]
+    return joined
 
 
 def choose_pairs(
@@ -77,10 +95,14 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, required=True, help="folder from prepare_data.py, with speakers")
     parser.add_argument("--split", default="train", help="the split that gets pairs (default: %(default)s)")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder to write: the same data and the pairs")
+    parser.add_argument("--alignments", type=Path, help="parquet file from align_text.py, to be joined as well")
+    parser.add_argument("--tokenizer", help="the tokenizer of these alignments: repository or folder")
     parser.add_argument("--num-pairs", type=int, default=2500, help="pairs to add (default: %(default)s)")
     parser.add_argument("--max-frames", type=int, default=240, help="longest pair, in frames (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
     arguments = parser.parse_args()
+    if (arguments.alignments is None) != (arguments.tokenizer is None):
+        parser.error("--alignments and --tokenizer need each other")
     if arguments.output_dir.exists():
         sys.exit(f"{arguments.output_dir} is already there")
     if not (arguments.dataset / "preparation").is_dir():
@@ -93,9 +115,18 @@ def main() -> None:
     if not pairs:
         sys.exit(f"No speaker of {arguments.dataset} has two utterances of {arguments.max_frames} frames together")
     rows = [join(dataset[first], dataset[second]) for first, second in tqdm(pairs, desc="Joining")]
+    table: dict[str, list[int]] = {}
+    if arguments.alignments is not None:
+        aligned = datasets.Dataset.from_parquet(str(arguments.alignments))
+        table = dict(zip(aligned["id"][:], aligned["alignment"][:], strict=True))
+        texts = dict(zip(dataset["id"][:], dataset["text"][:], strict=True))
+        table |= join_alignments(table, rows, texts, AutoTokenizer.from_pretrained(arguments.tokenizer))
     shutil.copytree(arguments.dataset, arguments.output_dir)
     joined = datasets.Dataset.from_list(rows, features=dataset.features)
     joined.to_parquet(arguments.output_dir / "data" / f"{arguments.split}-joined.parquet")
+    if table:
+        columns = {"id": list(table), "alignment": list(table.values())}
+        datasets.Dataset.from_dict(columns).to_parquet(arguments.output_dir / "alignments.parquet")
     print(f"{arguments.output_dir}: {len(dataset)} utterances and {len(joined)} pairs")
 
 
