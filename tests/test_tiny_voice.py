@@ -212,10 +212,11 @@ def test_attention_is_eager_where_nothing_is_aligned(checkpoint, batch):
 
 def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batch):
     model = SledForSpeechSynthesis.from_pretrained(checkpoint, attn_implementation="aligned").train()
-    num_tokens, num_frames = batch["attention_mask"].sum(dim=1), batch["audio_codes_mask"].sum(dim=1)
+    text_mask, frame_mask = batch["attention_mask"].bool(), batch["audio_codes_mask"].bool()
+    num_tokens, num_frames = text_mask.sum(dim=1), frame_mask.sum(dim=1)
     alignment = torch.arange(batch["audio_codes_mask"].shape[1]) * num_tokens[:, None] // num_frames[:, None]
-    alignment = alignment.masked_fill(batch["audio_codes_mask"] == 0, -1)
-    target = train_aligned.locate(alignment, num_tokens, num_frames, forced_share=1.0)
+    alignment = alignment.masked_fill(~frame_mask, -1)
+    target = train_aligned.locate(model, alignment, text_mask, frame_mask, forced_share=1.0)
     model.model.layers[1].self_attn.alignment = target
     # The second row without its text but for the last token.
     model._drop_text = lambda ids, mask, count: (
@@ -233,6 +234,31 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
     assert target.is_visible[0].sum() == num_frames[0]
 
 
+def test_interleaved_text_is_looked_at_once_it_is_read(checkpoint, batch):
+    model = SledForSpeechSynthesis.from_pretrained(checkpoint, attn_implementation="aligned").train()
+    model.config.text_chunk_size, model.config.speech_chunk_size = 2, 7
+    text_mask, frame_mask = batch["attention_mask"].bool(), batch["audio_codes_mask"].bool()
+    num_tokens, num_frames = text_mask.sum(dim=1), frame_mask.sum(dim=1)
+    # All tokens in the first half of the speech, too early for some to have been read; nothing is known of the second row.
+    index = torch.arange(frame_mask.shape[1])
+    alignment = torch.minimum(2 * index * num_tokens[0] // num_frames[0], num_tokens[0] - 1)
+    alignment = torch.stack([alignment.masked_fill(~frame_mask[0], -1), torch.full_like(alignment, -1)])
+    target = train_aligned.locate(model, alignment, text_mask, frame_mask, forced_share=1.0)
+    model.model.layers[1].self_attn.alignment = target
+    attention = model(**batch, output_attentions=True).attentions[1]
+    text_positions, frame_positions = model._get_positions(text_mask, frame_mask, num_tokens, num_frames)
+    read = []
+    for frame in range(int(num_frames[0])):
+        token, query = int(alignment[0, frame]), int(frame_positions[0, frame]) - 1
+        key, next_key = (int(text_positions[0, min(token + offset, int(num_tokens[0]) - 1)]) for offset in range(2))
+        read.append(next_key <= query)
+        assert bool(target.is_visible[0, query]) == read[-1]
+        if read[-1]:
+            assert attention[0, 0, query, key] == 1 and attention[0, 1, query, next_key] == 1
+    assert any(read) and not all(read)
+    assert not target.is_visible[1].any()
+
+
 def test_heads_learn_the_alignment(train):
     output = train(forced_share=0.5, alignment_steps=20, alignment_weight=1.0)
     log = train_aligned.train_sled.json.loads((output / "trainer_state.json").read_text())["log_history"]
@@ -247,7 +273,6 @@ def test_heads_learn_the_alignment(train):
     ("changes", "message"),
     [
         ({"aligned_layers": "7"}, "--aligned_layers must be below"),
-        ({"text_chunk_size": 2, "speech_chunk_size": 6}, "Alignments are for offline models"),
     ],
 )
 def test_what_cannot_be_aligned_is_refused(train, changes, message):

@@ -1,5 +1,5 @@
 """
-Trains an offline model with known alignments of text and speech, for corpora too small to find them by themselves.
+Trains a model with known alignments of text and speech, for corpora too small to find them by themselves.
 
     python examples/tiny_voice/train_aligned.py --alignments alignments.parquet --dataset_name codes --config_name ... \
         --tokenizer_name tokenizer --codec_name codec/export --output_dir sled --do_train
@@ -23,6 +23,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, HfArgumentParser
 from transformers.masking_utils import eager_mask
 
+from transformers_sled import SledForSpeechSynthesis
 from transformers_sled.streaming_sled import encode_text
 
 
@@ -136,8 +137,6 @@ class AlignedTrainer(train_sled.SledTrainer):
             raise ValueError(f"Aligned training needs `id` and `audio_codes`, got {train_dataset.column_names}")
         super().__init__(*args, data_collator=AlignedCollator(collator.processor, alignments), **kwargs)
         config = self.model.config
-        if config.is_interleaved:
-            raise ValueError("Alignments are for offline models; train the interleaved one from it with train_sled.py")
         if max(alignment_args.aligned_layers) >= config.num_hidden_layers or config.num_attention_heads < NUM_HEADS:
             raise ValueError(
                 f"--aligned_layers must be below {config.num_hidden_layers}, of {NUM_HEADS} heads or more each, got "
@@ -163,11 +162,11 @@ class AlignedTrainer(train_sled.SledTrainer):
         remaining = max(0.0, 1 - self.state.global_step / max(arguments.alignment_steps, 1))
         additional = arguments.first_latent_noise_std - self.last_latent_noise_std
         plain.config.latent_noise_std = self.last_latent_noise_std + remaining * max(additional, 0.0)
-        num_tokens, num_frames = inputs["attention_mask"].sum(dim=1), self.get_frame_mask(inputs).sum(dim=1)
+        text_mask, frame_mask = inputs["attention_mask"].bool(), self.get_frame_mask(inputs).bool()
         targets = []
         for layer in arguments.aligned_layers:
             share = arguments.forced_share * remaining if layer == max(arguments.aligned_layers) else 0.0
-            targets.append(locate(alignment, num_tokens, num_frames, share))
+            targets.append(locate(plain, alignment, text_mask, frame_mask, share))
             plain.model.layers[layer].self_attn.alignment = targets[-1]
         try:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -193,31 +192,39 @@ class AlignedTrainer(train_sled.SledTrainer):
 
 
 def locate(
-    alignment: torch.Tensor, num_tokens: torch.Tensor, num_frames: torch.Tensor, forced_share: float
+    model: SledForSpeechSynthesis,
+    alignment: torch.Tensor,
+    text_mask: torch.Tensor,
+    frame_mask: torch.Tensor,
+    forced_share: float,
 ) -> Alignment:
     """
-    Positions in the sequence that the model makes of text and speech.
+    Positions in the sequence that the model makes of text and speech. Text that an interleaved model has not read yet
+    is never visible.
 
     Args:
+        model ([`SledForSpeechSynthesis`]):
+            The model.
         alignment (`torch.LongTensor` of shape `(batch_size, frames)`):
             Index of the token of every frame, -1 for padding and where it is not known.
-        num_tokens (`torch.LongTensor` of shape `(batch_size,)`):
-            Tokens of every row.
-        num_frames (`torch.LongTensor` of shape `(batch_size,)`):
-            Frames of every row.
+        text_mask (`torch.BoolTensor` of shape `(batch_size, tokens)`):
+            False for padding, on the right.
+        frame_mask (`torch.BoolTensor` of shape `(batch_size, frames)`):
+            False for padding, on the right.
         forced_share (`float`):
             Share of the rows to force.
     """
+    num_tokens, num_frames = text_mask.sum(dim=1), frame_mask.sum(dim=1)
+    text_positions, frame_positions = model._get_positions(text_mask, frame_mask, num_tokens, num_frames)
     length = int((num_tokens + num_frames).max())
     # A frame is predicted at the position before its own; what is not known goes to a slot past the end.
-    positions = num_tokens[:, None] - 1 + torch.arange(alignment.shape[1], device=alignment.device)
-    positions = positions.masked_fill(alignment < 0, length)
+    positions = (frame_positions[:, :-1] - 1).masked_fill(alignment < 0, length)
     tokens = alignment.new_full((len(alignment), length + 1), -1).scatter(1, positions, alignment)[:, :length]
     is_asked, tokens = tokens >= 0, tokens.clamp(min=0)
     last = num_tokens[:, None] - 1
-    keys = torch.stack([torch.minimum(tokens + offset, last) for offset in range(NUM_HEADS)], dim=1)
+    keys = [text_positions.gather(1, torch.minimum(tokens + offset, last)) for offset in range(NUM_HEADS)]
     is_forced = torch.rand(len(alignment), device=alignment.device) < forced_share
-    return Alignment(is_asked, keys, is_forced)
+    return Alignment(is_asked, torch.stack(keys, dim=1), is_forced)
 
 
 def main() -> None:
