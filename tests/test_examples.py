@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from transformers_sled import builtin_voice
+
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
@@ -41,6 +43,21 @@ def test_synthesize_takes_text_from_everywhere(tmp_path):
         spoken.append(soundfile.read(tmp_path / name)[0])
     np.testing.assert_allclose(spoken[1], spoken[0], atol=1e-4)
     np.testing.assert_allclose(spoken[2], spoken[0], atol=1e-4)
+
+
+def test_the_voice_in_the_box_is_the_default(tmp_path):
+    prompts = Path(builtin_voice()).parent / "prompts"
+    prompt_text = (prompts / "bf_emma.txt").read_text().strip()
+    prompt = ["--prompt-audio", prompts / "bf_emma.flac", "--prompt-text", prompt_text]
+    for script, options, standard_input in (
+        ("synthesize.py", ["She left."], None),
+        ("clone_voice.py", ["She left.", *prompt], None),
+        ("stream_speech.py", [], "She left."),
+    ):
+        output = tmp_path / f"{script}.wav"
+        result = run(script, *options, "--seed", 0, "--output", output, folder=tmp_path, text=standard_input)
+        assert result.returncode == 0, result.stderr
+        assert soundfile.info(output).duration > 0.3
 
 
 def test_clone_voice_keeps_a_voice_and_uses_it_again(tmp_path):

@@ -19,9 +19,12 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="checkpoint: Hub repository or folder")
     parser.add_argument("--codec", help="codec to package instead of the checkpoint's: repository or folder")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder to write; a model card there is kept")
+    parser.add_argument("--temperature", type=float, help="scale of the noise in its generation configuration")
     arguments = parser.parse_args()
 
     model = AutoModelForTextToWaveform.from_pretrained(arguments.model, codec=arguments.codec, dtype=torch.float32)
+    if arguments.temperature is not None:
+        model.generation_config.temperature = arguments.temperature
     model.save_pretrained(arguments.output_dir)
     AutoProcessor.from_pretrained(arguments.model).save_pretrained(arguments.output_dir)
     for file in arguments.output_dir.glob("*.safetensors"):
