@@ -41,6 +41,8 @@ class PipelineRecognizer:
                 self.options |= {"language": language, "task": "transcribe"}
 
     def __call__(self, audios: list[np.ndarray]) -> list[str]:
+        # The convolutions of CTC models need more than the one frame that speech can be.
+        audios = [np.pad(audio, (0, max(0, SAMPLING_RATE // 10 - len(audio)))) for audio in audios]
         inputs = [{"raw": audio, "sampling_rate": SAMPLING_RATE} for audio in audios]
         options = {"generate_kwargs": self.options} if self.options else {}
         return [result["text"].strip() for result in self.pipeline(inputs, batch_size=len(inputs), **options)]
