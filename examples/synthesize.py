@@ -17,7 +17,12 @@ def main() -> None:
         "text", nargs="?", help="text to speak; from standard input if neither this nor a file is given"
     )
     parser.add_argument("--text-file", type=Path, help="file with the text to speak")
-    parser.add_argument("--output", type=Path, default=Path("speech.wav"), help="audio file (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("speech.wav"),
+        help="audio file, its format by extension (default: %(default)s)",
+    )
     parser.add_argument(
         "--model", default=builtin_voice(), help="checkpoint: Hub repository or folder (default: the voice in the box)"
     )
