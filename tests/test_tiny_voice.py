@@ -31,7 +31,7 @@ def data(tmp_path_factory):
     rng = np.random.default_rng(0)
     rows = [
         {
-            "id": f"u{index}",
+            "id": f"u+{index}",
             "text": ["Stop.", "Two plus two."][index % 2],
             "speaker": "abba"[index % 4],
             "audio": {"array": 0.1 * rng.standard_normal(320 * (40 + 2 * index)), "sampling_rate": 24000},
@@ -117,7 +117,7 @@ def test_pairs_are_one_speaker_saying_one_after_the_other(data, join):
     assert joined[:8] == list(rows.values())
     assert len({row["id"] for row in joined}) == len(joined) == 8 + 5
     for row in joined[8:]:
-        first, second = (rows[name] for name in row["id"].split("+"))
+        first, second = (rows[name] for name in (row["id"][:3], row["id"][4:]))
         assert first["id"] != second["id"]
         assert row["speaker"] == first["speaker"] == second["speaker"]
         assert row["text"] == f"{first['text']} {second['text']}"
@@ -139,7 +139,7 @@ def test_pairs_have_alignments_and_are_trained_on(train, join, alignments, check
     rows = {row["id"]: row for row in load_source(str(folder))}
     assert paths.keys() == rows.keys() and len(rows) == 8 + 5
     for name in list(rows)[8:]:
-        first, second = name.split("+")
+        first, second = name[:3], name[4:]
         assert len(paths[name]) == rows[name]["length"]
         assert paths[name][: len(paths[first])] == paths[first]
         tokens, parts = encode_text(tokenizer, rows[name]["text"]), encode_text(tokenizer, rows[second]["text"])
@@ -157,7 +157,6 @@ def test_pairs_have_alignments_and_are_trained_on(train, join, alignments, check
         ({"max-frames": 50}, "has two utterances of 50 frames together"),
         ({"dataset": GOLDEN}, "was not written by prepare_data.py"),
         ({"output-dir": GOLDEN}, "is already there"),
-        ({"tokenizer": GOLDEN / "offline"}, "2"),
     ],
 )
 def test_pairs_that_cannot_be_made_are_refused(join, tmp_path, changed, message):
@@ -232,6 +231,19 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
         assert attention[0, 1, query, min(token + 1, int(num_tokens[0]) - 1)] == 1
     assert not target.is_visible[1, : int(num_tokens[1]) + 5].any()
     assert target.is_visible[0].sum() == num_frames[0]
+
+
+def test_alignments_of_pairs_need_their_tokenizer(join, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        join(tokenizer=GOLDEN / "offline")
+    assert "--alignments and --tokenizer need each other" in capsys.readouterr().err
+
+
+def test_pairs_without_alignments_of_their_parts_are_refused(join, tmp_path):
+    datasets.Dataset.from_dict({"id": ["other"], "alignment": [[0]]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(SystemExit, match="has no utterances of the pairs"):
+        join(alignments=tmp_path / "other.parquet", tokenizer=GOLDEN / "offline")
+    assert not (tmp_path / "joined").exists()
 
 
 def test_interleaved_text_is_looked_at_once_it_is_read(checkpoint, batch):

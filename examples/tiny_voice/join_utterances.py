@@ -39,24 +39,22 @@ def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def join_alignments(
-    alignments: dict[str, list[int]], rows: list[dict[str, Any]], texts: dict[str, str], tokenizer: Any
+    alignments: dict[str, list[int]], first: dict[str, Any], second: dict[str, Any], tokenizer: Any
 ) -> dict[str, list[int]]:
-    """The alignments of joined rows, of which both parts have one, from those of the parts and the texts of these."""
-    joined = {}
-    for row in rows:
-        first, second = row["id"].split("+")
-        if first in alignments and second in alignments:
-            # Counted from the end: the space between the texts can be a token of its own.
-            offset = len(encode_text(tokenizer, row["text"])) - len(encode_text(tokenizer, texts[second]))
-            joined[row["id"]] = [*alignments[first], *(token + offset for token in alignments[second])]
-    return joined
+    """The alignment of two rows as one, by its id, from those of the two; nothing where one of them has none."""
+    if first["id"] not in alignments or second["id"] not in alignments:
+        return {}
+    row = join(first, second)
+    # Counted from the end: the space between the texts can be a token of its own.
+    offset = len(encode_text(tokenizer, row["text"])) - len(encode_text(tokenizer, second["text"]))
+    return {row["id"]: [*alignments[first["id"]], *(token + offset for token in alignments[second["id"]])]}
 
 
 def choose_pairs(
     speakers: list[str | None], lengths: list[int], num_pairs: int, max_frames: int, seed: int
 ) -> list[tuple[int, int]]:
     """
-    Pairs of rows by one speaker, drawn so that every utterance comes first equally often.
+    Pairs of rows by one speaker, of which any utterance is equally likely to come first.
 
     Args:
         speakers (`list[str | None]`):
@@ -114,19 +112,25 @@ def main() -> None:
     )
     if not pairs:
         sys.exit(f"No speaker of {arguments.dataset} has two utterances of {arguments.max_frames} frames together")
-    rows = [join(dataset[first], dataset[second]) for first, second in tqdm(pairs, desc="Joining")]
-    table: dict[str, list[int]] = {}
+    parts = [(dataset[first], dataset[second]) for first, second in tqdm(pairs, desc="Reading")]
+    joined = datasets.Dataset.from_list([join(*rows) for rows in parts], features=dataset.features)
+    # Under another name until it is whole.
+    unfinished = arguments.output_dir.with_name(f"{arguments.output_dir.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(arguments.dataset, unfinished)
+    joined.to_parquet(unfinished / "data" / f"{arguments.split}-joined.parquet")
     if arguments.alignments is not None:
         aligned = datasets.Dataset.from_parquet(str(arguments.alignments))
         table = dict(zip(aligned["id"][:], aligned["alignment"][:], strict=True))
-        texts = dict(zip(dataset["id"][:], dataset["text"][:], strict=True))
-        table |= join_alignments(table, rows, texts, AutoTokenizer.from_pretrained(arguments.tokenizer))
-    shutil.copytree(arguments.dataset, arguments.output_dir)
-    joined = datasets.Dataset.from_list(rows, features=dataset.features)
-    joined.to_parquet(arguments.output_dir / "data" / f"{arguments.split}-joined.parquet")
-    if table:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+        num_aligned = len(table)
+        for rows in parts:
+            table |= join_alignments(table, *rows, tokenizer)
+        if len(table) == num_aligned:
+            sys.exit(f"{arguments.alignments} has no utterances of the pairs")
         columns = {"id": list(table), "alignment": list(table.values())}
-        datasets.Dataset.from_dict(columns).to_parquet(arguments.output_dir / "alignments.parquet")
+        datasets.Dataset.from_dict(columns).to_parquet(unfinished / "alignments.parquet")
+    unfinished.rename(arguments.output_dir)
     print(f"{arguments.output_dir}: {len(dataset)} utterances and {len(joined)} pairs")
 
 
