@@ -74,6 +74,7 @@ def train(data, checkpoint, alignments, tmp_path, monkeypatch):
         values = {
             "alignments": alignments,
             "aligned_layers": "1",
+            "aligned_heads": "3",
             "dataset_name": data,
             "model_name_or_path": checkpoint,
             "output_dir": tmp_path / "out",
@@ -215,7 +216,7 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
     num_tokens, num_frames = text_mask.sum(dim=1), frame_mask.sum(dim=1)
     alignment = torch.arange(batch["audio_codes_mask"].shape[1]) * num_tokens[:, None] // num_frames[:, None]
     alignment = alignment.masked_fill(~frame_mask, -1)
-    target = train_aligned.locate(model, alignment, text_mask, frame_mask, forced_share=1.0)
+    target = train_aligned.locate(model, alignment, text_mask, frame_mask, num_heads=3, forced_share=1.0)
     model.model.layers[1].self_attn.alignment = target
     # The second row without its text but for the last token.
     model._drop_text = lambda ids, mask, count: (
@@ -227,10 +228,11 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
     for frame in range(int(num_frames[0])):
         token = int(alignment[0, frame])
         query = int(num_tokens[0]) - 1 + frame
-        assert attention[0, 0, query].argmax() == token and attention[0, 0, query, token] == 1
-        assert attention[0, 1, query, min(token + 1, int(num_tokens[0]) - 1)] == 1
-    assert not target.is_visible[1, : int(num_tokens[1]) + 5].any()
-    assert target.is_visible[0].sum() == num_frames[0]
+        for head in range(3):
+            assert attention[0, head, query, min(token + head, int(num_tokens[0]) - 1)] == 1
+        assert attention[0, 3, query].max() < 1
+    assert not target.is_visible[1, :, : int(num_tokens[1]) + 5].any()
+    assert target.is_visible[0].sum(dim=-1).tolist() == 3 * [num_frames[0]]
 
 
 def test_alignments_of_pairs_need_their_tokenizer(join, tmp_path, capsys):
@@ -251,23 +253,24 @@ def test_interleaved_text_is_looked_at_once_it_is_read(checkpoint, batch):
     model.config.text_chunk_size, model.config.speech_chunk_size = 2, 7
     text_mask, frame_mask = batch["attention_mask"].bool(), batch["audio_codes_mask"].bool()
     num_tokens, num_frames = text_mask.sum(dim=1), frame_mask.sum(dim=1)
-    # All tokens in the first half of the speech, too early for some to have been read; nothing is known of the second row.
+    # All tokens in the first quarter of the speech, too early for some to have been read; nothing is known of the second row.
     index = torch.arange(frame_mask.shape[1])
-    alignment = torch.minimum(2 * index * num_tokens[0] // num_frames[0], num_tokens[0] - 1)
+    alignment = torch.minimum(4 * index * num_tokens[0] // num_frames[0], num_tokens[0] - 1)
     alignment = torch.stack([alignment.masked_fill(~frame_mask[0], -1), torch.full_like(alignment, -1)])
-    target = train_aligned.locate(model, alignment, text_mask, frame_mask, forced_share=1.0)
+    target = train_aligned.locate(model, alignment, text_mask, frame_mask, num_heads=3, forced_share=1.0)
     model.model.layers[1].self_attn.alignment = target
     attention = model(**batch, output_attentions=True).attentions[1]
     text_positions, frame_positions = model._get_positions(text_mask, frame_mask, num_tokens, num_frames)
     read = []
     for frame in range(int(num_frames[0])):
         token, query = int(alignment[0, frame]), int(frame_positions[0, frame]) - 1
-        key, next_key = (int(text_positions[0, min(token + offset, int(num_tokens[0]) - 1)]) for offset in range(2))
-        read.append(next_key <= query)
-        assert bool(target.is_visible[0, query]) == read[-1]
-        if read[-1]:
-            assert attention[0, 0, query, key] == 1 and attention[0, 1, query, next_key] == 1
-    assert any(read) and not all(read)
+        keys = [int(text_positions[0, min(token + head, int(num_tokens[0]) - 1)]) for head in range(3)]
+        read.append([key <= query for key in keys])
+        assert target.is_visible[0, :, query].tolist() == read[-1]
+        for head in range(3):
+            if read[-1][head]:
+                assert attention[0, head, query, keys[head]] == 1
+    assert {tuple(heads) for heads in read} >= {(True, True, True), (True, True, False), (False, False, False)}
     assert not target.is_visible[1].any()
 
 
@@ -285,6 +288,8 @@ def test_heads_learn_the_alignment(train):
     ("changes", "message"),
     [
         ({"aligned_layers": "7"}, "--aligned_layers must be below"),
+        ({"aligned_heads": "5"}, "--aligned_heads must be 1 numbers of 1 to 4"),
+        ({"aligned_heads": "0"}, "--aligned_heads must be"),
     ],
 )
 def test_what_cannot_be_aligned_is_refused(train, changes, message):

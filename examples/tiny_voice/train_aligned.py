@@ -4,12 +4,13 @@ Trains a model with known alignments of text and speech, for corpora too small t
     python examples/tiny_voice/train_aligned.py --alignments alignments.parquet --dataset_name codes --config_name ... \
         --tokenizer_name tokenizer --codec_name codec/export --output_dir sled --do_train
 
-All arguments of train_sled.py, and those below. Two attention heads of some layers learn to look at the token that the
-next frame belongs to and at the one after it (the attention loss of arXiv 2406.17957, with alignments from align_text.py
-in place of its sum over all monotonic ones). In one of the layers those heads are also set to the true alignment, in a
-share of the utterances that falls to zero, so that what is learned from the text need not wait for them. The noise on
-the latents that the decoder reads starts strong and falls to the configuration's `latent_noise_std`, so that
-the speech before cannot stand in for the text.
+All arguments of train_sled.py, and those below. The first attention heads of some layers learn to look at the token that
+the next frame belongs to and at those after it, one token further with each head (the attention loss of arXiv 2406.17957,
+with alignments from align_text.py in place of its sum over all monotonic ones): the sound of an English vowel depends on
+the letters that follow. In one of the layers those heads are also set to the true alignment, in a share of the utterances
+that falls to zero, so that what is learned from the text need not wait for them. The noise on the latents that the
+decoder reads starts strong and falls to the configuration's `latent_noise_std`, so that the speech before cannot stand in
+for the text.
 """
 
 import sys
@@ -31,14 +32,14 @@ sys.path.append(str(Path(__file__).parents[1]))
 import train_sled
 
 
-NUM_HEADS = 2
-
-
 @dataclass
 class AlignmentArguments:
     alignments: str = field(metadata={"help": "Parquet file from align_text.py."})
     aligned_layers: list[int] = field(
-        default_factory=lambda: [2, 3], metadata={"help": "Layers with two aligned heads, the last of them forced."}
+        default_factory=lambda: [2, 3], metadata={"help": "Layers with aligned heads, the last of them forced."}
+    )
+    aligned_heads: list[int] = field(
+        default_factory=lambda: [2, 4], metadata={"help": "Number of aligned heads in each of these layers."}
     )
     alignment_weight: float = field(default=0.2, metadata={"help": "Weight of the attention loss."})
     alignment_steps: int = field(
@@ -56,10 +57,15 @@ class Alignment:
     Args:
         is_asked (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
             The positions that predict a frame of an utterance with an alignment.
-        keys (`torch.LongTensor` of shape `(batch_size, NUM_HEADS, sequence_length)`):
+        keys (`torch.LongTensor` of shape `(batch_size, num_heads, sequence_length)`):
             Position of the token to look at, wherever `is_asked`.
         is_forced (`torch.BoolTensor` of shape `(batch_size,)`):
             The rows whose heads look there, whatever they would do.
+        is_visible (`torch.BoolTensor` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
+            Where a head is asked and the token can be seen, which it cannot in rows whose text was dropped, nor before an
+            interleaved model has read it.
+        probabilities (`torch.FloatTensor` of shape `(batch_size, num_heads, sequence_length)`, *optional*):
+            The probability.
     """
 
     is_asked: torch.Tensor
@@ -89,13 +95,15 @@ def aligned_attention(
     alignment: Alignment | None = getattr(module, "alignment", None)
     if alignment is not None:
         keys = alignment.keys[..., None]
-        # A row whose text was dropped has nothing to look at.
-        visible = attention_mask.expand(-1, NUM_HEADS, -1, -1).gather(3, keys)[..., 0] == 0
-        alignment.is_visible = visible.all(dim=1) & alignment.is_asked
-        alignment.probabilities = weights[:, :NUM_HEADS].gather(3, keys)[..., 0]
-        is_turned = (alignment.is_visible & alignment.is_forced[:, None])[:, None, :, None]
-        forced = torch.zeros_like(weights[:, :NUM_HEADS]).scatter(3, keys, 1.0)
-        weights = torch.cat([torch.where(is_turned, forced, weights[:, :NUM_HEADS]), weights[:, NUM_HEADS:]], dim=1)
+        num_heads = keys.shape[1]
+        aligned, others = weights[:, :num_heads], weights[:, num_heads:]
+        visible = attention_mask.expand(-1, num_heads, -1, -1).gather(3, keys)[..., 0] == 0
+        # Where text was dropped its last token stays, which must not stand in for those after a hidden one.
+        alignment.is_visible = visible & visible[:, :1] & alignment.is_asked[:, None]
+        alignment.probabilities = aligned.gather(3, keys)[..., 0]
+        is_turned = (alignment.is_visible & alignment.is_forced[:, None, None])[..., None]
+        forced = torch.zeros_like(aligned).scatter(3, keys, 1.0)
+        weights = torch.cat([torch.where(is_turned, forced, aligned), others], dim=1)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -137,10 +145,13 @@ class AlignedTrainer(train_sled.SledTrainer):
             raise ValueError(f"Aligned training needs `id` and `audio_codes`, got {train_dataset.column_names}")
         super().__init__(*args, data_collator=AlignedCollator(collator.processor, alignments), **kwargs)
         config = self.model.config
-        if max(alignment_args.aligned_layers) >= config.num_hidden_layers or config.num_attention_heads < NUM_HEADS:
+        layers, heads = alignment_args.aligned_layers, alignment_args.aligned_heads
+        if max(layers) >= config.num_hidden_layers:
+            raise ValueError(f"--aligned_layers must be below {config.num_hidden_layers}, got {layers}")
+        if len(heads) != len(layers) or not 1 <= min(heads) <= max(heads) <= config.num_attention_heads:
             raise ValueError(
-                f"--aligned_layers must be below {config.num_hidden_layers}, of {NUM_HEADS} heads or more each, got "
-                f"{alignment_args.aligned_layers}"
+                f"--aligned_heads must be {len(layers)} numbers of 1 to {config.num_attention_heads}, one for each of "
+                f"the layers {layers}, got {heads}"
             )
         if self.train_dataset is not None:
             known = sum(identifier in alignments for identifier in self.train_dataset["id"][:])
@@ -164,9 +175,9 @@ class AlignedTrainer(train_sled.SledTrainer):
         plain.config.latent_noise_std = self.last_latent_noise_std + remaining * max(additional, 0.0)
         text_mask, frame_mask = inputs["attention_mask"].bool(), self.get_frame_mask(inputs).bool()
         targets = []
-        for layer in arguments.aligned_layers:
+        for layer, num_heads in zip(arguments.aligned_layers, arguments.aligned_heads, strict=True):
             share = arguments.forced_share * remaining if layer == max(arguments.aligned_layers) else 0.0
-            targets.append(locate(plain, alignment, text_mask, frame_mask, share))
+            targets.append(locate(plain, alignment, text_mask, frame_mask, num_heads, share))
             plain.model.layers[layer].self_attn.alignment = targets[-1]
         try:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -174,7 +185,7 @@ class AlignedTrainer(train_sled.SledTrainer):
             for layer in arguments.aligned_layers:
                 plain.model.layers[layer].self_attn.alignment = None
             plain.config.latent_noise_std = self.last_latent_noise_std
-        losses = [-target.probabilities.clamp(min=1e-6).log().mean(dim=1)[target.is_visible] for target in targets]
+        losses = [-target.probabilities[target.is_visible].clamp(min=1e-6).log() for target in targets]
         attention_loss = torch.cat(losses)
         if len(attention_loss):
             self.alignment_sums += torch.stack(
@@ -196,11 +207,11 @@ def locate(
     alignment: torch.Tensor,
     text_mask: torch.Tensor,
     frame_mask: torch.Tensor,
+    num_heads: int,
     forced_share: float,
 ) -> Alignment:
     """
-    Positions in the sequence that the model makes of text and speech. Text that an interleaved model has not read yet
-    is never visible.
+    Positions in the sequence that the model makes of text and speech. A head beyond the last token looks at the last.
 
     Args:
         model ([`SledForSpeechSynthesis`]):
@@ -211,6 +222,8 @@ def locate(
             False for padding, on the right.
         frame_mask (`torch.BoolTensor` of shape `(batch_size, frames)`):
             False for padding, on the right.
+        num_heads (`int`):
+            Number of heads, the first of which looks at the token of the frame, the next at the one after it.
         forced_share (`float`):
             Share of the rows to force.
     """
@@ -222,7 +235,7 @@ def locate(
     tokens = alignment.new_full((len(alignment), length + 1), -1).scatter(1, positions, alignment)[:, :length]
     is_asked, tokens = tokens >= 0, tokens.clamp(min=0)
     last = num_tokens[:, None] - 1
-    keys = [text_positions.gather(1, torch.minimum(tokens + offset, last)) for offset in range(NUM_HEADS)]
+    keys = [text_positions.gather(1, torch.minimum(tokens + offset, last)) for offset in range(num_heads)]
     is_forced = torch.rand(len(alignment), device=alignment.device) < forced_share
     return Alignment(is_asked, torch.stack(keys, dim=1), is_forced)
 
