@@ -86,7 +86,11 @@ def train(data, checkpoint, alignments, tmp_path, monkeypatch):
             "report_to": "none",
             **changes,
         }
-        words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+        words = [
+            str(word)
+            for name, value in values.items()
+            for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
+        ]
         flags = ["--do_train", "--use_cpu", "--disable_tqdm", "true"]
         monkeypatch.setattr(sys, "argv", ["train_aligned.py", *words, *flags])
         train_aligned.main()
@@ -232,6 +236,8 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
             assert attention[0, head, query, min(token + head, int(num_tokens[0]) - 1)] == 1
         assert attention[0, 3, query].max() < 1
     assert not target.is_visible[1, :, : int(num_tokens[1]) + 5].any()
+    # Later heads of that row do not take the one token left for the next.
+    assert (target.is_visible[1] == target.is_visible[1, :1]).all() and target.is_visible[1].any()
     assert target.is_visible[0].sum(dim=-1).tolist() == 3 * [num_frames[0]]
 
 
@@ -288,8 +294,9 @@ def test_heads_learn_the_alignment(train):
     ("changes", "message"),
     [
         ({"aligned_layers": "7"}, "--aligned_layers must be below"),
-        ({"aligned_heads": "5"}, "--aligned_heads must be 1 numbers of 1 to 4"),
-        ({"aligned_heads": "0"}, "--aligned_heads must be"),
+        ({"aligned_heads": "5"}, "--aligned_heads needs a number from 1 to 4"),
+        ({"aligned_heads": "0"}, "--aligned_heads needs a number from 1 to 4"),
+        ({"aligned_layers": ["0", "1"]}, r"for each of the layers \[0, 1\], got \[3\]"),
     ],
 )
 def test_what_cannot_be_aligned_is_refused(train, changes, message):

@@ -150,8 +150,8 @@ class AlignedTrainer(train_sled.SledTrainer):
             raise ValueError(f"--aligned_layers must be below {config.num_hidden_layers}, got {layers}")
         if len(heads) != len(layers) or not 1 <= min(heads) <= max(heads) <= config.num_attention_heads:
             raise ValueError(
-                f"--aligned_heads must be {len(layers)} numbers of 1 to {config.num_attention_heads}, one for each of "
-                f"the layers {layers}, got {heads}"
+                f"--aligned_heads needs a number from 1 to {config.num_attention_heads} for each of the layers {layers}, "
+                f"got {heads}"
             )
         if self.train_dataset is not None:
             known = sum(identifier in alignments for identifier in self.train_dataset["id"][:])
