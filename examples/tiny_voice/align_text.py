@@ -2,7 +2,7 @@
 Finds which text token is spoken in every frame of a prepared folder, for train_aligned.py.
 
     python examples/tiny_voice/align_text.py --dataset codes --tokenizer tokenizer --codec codec/export \
-        --output alignments.parquet
+        --labels labels.parquet --output alignments.parquet
 
 A hidden Markov model in the manner of speech recognition's flat start: every token is a Gaussian over the codec's latents
 and their slope (two in a row where it has several letters), the tokens of a text follow each other without a gap, and
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 PRIOR_COUNT = 10.0
 MIN_VARIANCE = 0.05
 BATCH_SIZE = 512
+# Labels a second that label_speech.py writes.
+LABEL_RATE = 60
 
 
 def count_states(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
@@ -153,12 +155,20 @@ def align(
     return paths
 
 
+def sample_labels(labels: list[int], frame_rate: float, num_frames: int) -> list[int]:
+    """The labels in the middle of every frame, the last one where the frames go on for longer."""
+    times = (torch.arange(num_frames) + 0.5) / frame_rate
+    indices = (times * LABEL_RATE).round().long().clamp(max=len(labels) - 1)
+    return [labels[index] for index in indices.tolist()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="folder from prepare_data.py")
     parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
     parser.add_argument("--tokenizer", required=True, help="tokenizer of the model to train: repository or folder")
     parser.add_argument("--codec", required=True, help="the EnCodec that made the codes: repository or folder")
+    parser.add_argument("--labels", help="parquet file from label_speech.py, whose phonemes are to be added")
     parser.add_argument("--output", type=Path, required=True, help="parquet file to write, with `id` and `alignment`")
     parser.add_argument("--iterations", type=int, default=12, help="rounds of alignment (default: %(default)s)")
     parser.add_argument(
@@ -207,7 +217,19 @@ def main() -> None:
         tuple(arguments.silence),
     )
     alignments = [tokens[path].tolist() for tokens, path in zip(token_of_state, paths, strict=True)]
-    datasets.Dataset.from_dict({"id": ids, "alignment": alignments}).to_parquet(arguments.output)
+    aligned = datasets.Dataset.from_dict({"id": ids, "alignment": alignments})
+    if arguments.labels is not None:
+        labels = datasets.load_dataset("parquet", data_files=arguments.labels, split="train")
+        phonemes_of = dict(zip(labels["id"][:], labels["phonemes"][:], strict=True))
+        if missing := [identifier for identifier in ids if identifier not in phonemes_of]:
+            sys.exit(f"{arguments.labels} has no labels of {len(missing)} utterances, {missing[0]} among them")
+        frame_rate = codec.config.sampling_rate / codec.config.hop_length
+        phonemes = [
+            sample_labels(phonemes_of[identifier], frame_rate, len(alignment))
+            for identifier, alignment in zip(ids, alignments, strict=True)
+        ]
+        aligned = aligned.add_column("phonemes", phonemes, feature=labels.features["phonemes"])
+    aligned.to_parquet(arguments.output)
     logger.info("Aligned %d of %d utterances: %s", len(ids), len(dataset), arguments.output)
 
 

@@ -39,15 +39,19 @@ def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def join_alignments(
-    alignments: dict[str, list[int]], first: dict[str, Any], second: dict[str, Any], tokenizer: Any
-) -> dict[str, list[int]]:
+    alignments: dict[str, dict[str, Any]], first: dict[str, Any], second: dict[str, Any], tokenizer: Any
+) -> dict[str, dict[str, Any]]:
     """The alignment of two rows as one, by its id, from those of the two; nothing where one of them has none."""
     if first["id"] not in alignments or second["id"] not in alignments:
         return {}
     row = join(first, second)
+    before, after = alignments[first["id"]], alignments[second["id"]]
     # Counted from the end: the space between the texts can be a token of its own.
     offset = len(encode_text(tokenizer, row["text"])) - len(encode_text(tokenizer, second["text"]))
-    return {row["id"]: [*alignments[first["id"]], *(token + offset for token in alignments[second["id"]])]}
+    joined = {"id": row["id"], "alignment": [*before["alignment"], *(token + offset for token in after["alignment"])]}
+    if "phonemes" in before:
+        joined["phonemes"] = [*before["phonemes"], *after["phonemes"]]
+    return {row["id"]: joined}
 
 
 def choose_pairs(
@@ -121,15 +125,16 @@ def main() -> None:
     joined.to_parquet(unfinished / "data" / f"{arguments.split}-joined.parquet")
     if arguments.alignments is not None:
         aligned = datasets.Dataset.from_parquet(str(arguments.alignments))
-        table = dict(zip(aligned["id"][:], aligned["alignment"][:], strict=True))
+        table = {row["id"]: row for row in aligned}
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
         num_aligned = len(table)
         for rows in parts:
             table |= join_alignments(table, *rows, tokenizer)
         if len(table) == num_aligned:
             sys.exit(f"{arguments.alignments} has no utterances of the pairs")
-        columns = {"id": list(table), "alignment": list(table.values())}
-        datasets.Dataset.from_dict(columns).to_parquet(unfinished / "alignments.parquet")
+        datasets.Dataset.from_list(list(table.values()), features=aligned.features).to_parquet(
+            unfinished / "alignments.parquet"
+        )
     unfinished.rename(arguments.output_dir)
     print(f"{arguments.output_dir}: {len(dataset)} utterances and {len(joined)} pairs")
 

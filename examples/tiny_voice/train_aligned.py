@@ -10,7 +10,9 @@ with alignments from align_text.py in place of its sum over all monotonic ones):
 the letters that follow. In one of the layers those heads are also set to the true alignment, in a share of the utterances
 that falls to zero, so that what is learned from the text need not wait for them. The noise on the latents that the
 decoder reads starts strong and falls to the configuration's `latent_noise_std`, so that the speech before cannot stand in
-for the text.
+for the text. Where the alignments come with phonemes, a linear layer on what the generative head reads, which is not part
+of the result, learns which of them the next frame belongs to: most of a frame follows from the one before, so that the
+energy loss alone says little about the text.
 """
 
 import sys
@@ -47,6 +49,9 @@ class AlignmentArguments:
     )
     forced_share: float = field(default=0.9, metadata={"help": "Share of utterances that are forced at first."})
     first_latent_noise_std: float = field(default=3.5, metadata={"help": "Strength of the noise at first."})
+    phoneme_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the phoneme loss, where `alignments` has phonemes."}
+    )
 
 
 @dataclass
@@ -113,15 +118,23 @@ AttentionMaskInterface.register("aligned", eager_mask)
 
 
 class AlignedCollator(train_sled.SledDataCollator):
-    """The collator, with `alignment` of shape `(batch, frames)`: a token's index for every frame, -1 where not known."""
+    """
+    The collator, with `alignment` and `phonemes`, both of shape `(batch, frames)`: a token's index for every frame and
+    the class of its phoneme, -1 where not known.
+    """
 
-    def __init__(self, processor: Any, alignments: dict[str, list[int]]):
+    def __init__(self, processor: Any, alignments: dict[str, list[int]], phonemes: dict[str, list[int]]):
         super().__init__(processor)
         self.alignments = alignments
+        self.phonemes = phonemes
 
     def __call__(self, examples: Any) -> dict[str, Any]:
         batch = super().__call__(examples)
         batch["alignment"] = torch.full_like(batch["audio_codes_mask"], -1)
+        batch["phonemes"] = torch.full_like(batch["audio_codes_mask"], -1)
+        for row, example in zip(batch["phonemes"], examples, strict=True):
+            phonemes = self.phonemes.get(example["id"], [])
+            row[: len(phonemes)] = torch.tensor(phonemes)
         for row, example in zip(batch["alignment"], examples, strict=True):
             alignment = self.alignments.get(example["id"])
             if alignment is None:
@@ -139,11 +152,15 @@ class AlignedTrainer(train_sled.SledTrainer):
     def __init__(self, *args: Any, alignment_args: AlignmentArguments, **kwargs: Any):
         collator = kwargs.pop("data_collator")
         alignments = datasets.load_dataset("parquet", data_files=alignment_args.alignments, split="train")
-        alignments = dict(zip(alignments["id"][:], alignments["alignment"][:], strict=True))
+        ids, phonemes, num_phonemes = alignments["id"][:], {}, 0
+        if "phonemes" in alignments.column_names:
+            phonemes = dict(zip(ids, alignments["phonemes"][:], strict=True))
+            num_phonemes = alignments.features["phonemes"].feature.num_classes
+        alignments = dict(zip(ids, alignments["alignment"][:], strict=True))
         train_dataset = kwargs.get("train_dataset")
         if train_dataset is not None and not {"id", "audio_codes"} <= set(train_dataset.column_names):
             raise ValueError(f"Aligned training needs `id` and `audio_codes`, got {train_dataset.column_names}")
-        super().__init__(*args, data_collator=AlignedCollator(collator.processor, alignments), **kwargs)
+        super().__init__(*args, data_collator=AlignedCollator(collator.processor, alignments, phonemes), **kwargs)
         config = self.model.config
         layers, heads = alignment_args.aligned_layers, alignment_args.aligned_heads
         if max(layers) >= config.num_hidden_layers:
@@ -162,12 +179,24 @@ class AlignedTrainer(train_sled.SledTrainer):
         self.last_latent_noise_std = config.latent_noise_std
         self.model.set_attn_implementation("aligned")
         self.alignment_sums = torch.zeros(2, device=self.args.device)
+        self.phoneme_sums = torch.zeros(2, device=self.args.device)
+        if num_phonemes:
+            # Part of the model while it is trained, so that checkpoints and optimizer have it.
+            self.model.phoneme_head = nn.Linear(config.hidden_size, num_phonemes, device=self.args.device)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        if hasattr(self.model, "phoneme_head"):
+            del self.model.phoneme_head
+        return output
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
         inputs = dict(inputs)
-        alignment = inputs.pop("alignment")
+        alignment, phonemes = inputs.pop("alignment"), inputs.pop("phonemes")
         if not model.training:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         plain = train_sled.plain_model(self.accelerator.unwrap_model(model))
         arguments = self.alignment_args
         remaining = max(0.0, 1 - self.state.global_step / max(arguments.alignment_steps, 1))
@@ -180,7 +209,7 @@ class AlignedTrainer(train_sled.SledTrainer):
             targets.append(locate(plain, alignment, text_mask, frame_mask, num_heads, share))
             plain.model.layers[layer].self_attn.alignment = targets[-1]
         try:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         finally:
             for layer in arguments.aligned_layers:
                 plain.model.layers[layer].self_attn.alignment = None
@@ -192,13 +221,37 @@ class AlignedTrainer(train_sled.SledTrainer):
                 [attention_loss.detach().sum(), attention_loss.new_tensor(len(attention_loss))]
             )
             loss = loss + arguments.alignment_weight * attention_loss.mean() / self.current_gradient_accumulation_steps
-        return loss
+        if (phonemes >= 0).any():
+            phoneme_loss = self.compute_phoneme_loss(plain, outputs.last_hidden_state, phonemes, text_mask, frame_mask)
+            self.phoneme_sums += torch.stack([phoneme_loss.detach(), phoneme_loss.new_tensor(1.0)])
+            loss = loss + arguments.phoneme_weight * phoneme_loss / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def compute_phoneme_loss(
+        self,
+        model: SledForSpeechSynthesis,
+        hidden_states: torch.Tensor,
+        phonemes: torch.Tensor,
+        text_mask: torch.Tensor,
+        frame_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Cross entropy of every frame's phoneme, `(batch, frames)`, at the position that the frame is predicted from."""
+        counts = text_mask.sum(dim=1), frame_mask.sum(dim=1)
+        _, positions = model._get_positions(text_mask, frame_mask, *counts)
+        is_known = phonemes >= 0
+        sources = (positions[:, :-1] - 1).clamp(max=hidden_states.shape[1] - 1)
+        hidden_states = hidden_states.gather(1, sources[..., None].expand(-1, -1, hidden_states.shape[-1]))
+        return nn.functional.cross_entropy(model.phoneme_head(hidden_states[is_known]).float(), phonemes[is_known])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             total, count = self.accelerator.reduce(self.alignment_sums, reduction="sum").tolist()
             logs["attention_loss"] = total / max(count, 1)
             self.alignment_sums.zero_()
+            total, count = self.accelerator.reduce(self.phoneme_sums, reduction="sum").tolist()
+            if count:
+                logs["phoneme_loss"] = total / count
+            self.phoneme_sums.zero_()
         super().log(logs, start_time)
 
 
