@@ -28,7 +28,6 @@ Run the same command again to go on from the latest checkpoint in `output_dir`. 
 
 import glob
 import io
-import itertools
 import json
 import logging
 import math
@@ -98,11 +97,7 @@ class ModelArguments:
     discriminator_n_ffts: list[int] = field(
         default_factory=lambda: [2048, 1024, 512], metadata={"help": "Window of each STFT discriminator, in samples."}
     )
-    discriminator_filters: int = field(default=16, metadata={"help": "Channels of the discriminators."})
-    discriminator_periods: list[int] = field(
-        default_factory=list,
-        metadata={"help": "Periods, in samples, of additional discriminators: cheap ones that hear pitch."},
-    )
+    discriminator_filters: int = field(default=16, metadata={"help": "Channels of the STFT discriminators."})
     freeze_encoder: bool = field(
         default=False,
         metadata={"help": "Train the decoder alone, so that latents stay what a language model was trained on."},
@@ -528,46 +523,12 @@ class STFTDiscriminator(nn.Module):
         return features
 
 
-class PeriodDiscriminator(nn.Module):
-    """
-    Judges audio by every `period`-th sample, as in "HiFi-GAN" (https://huggingface.co/papers/2010.05646, section 2.3).
+class MultiScaleSTFTDiscriminator(nn.Module):
+    """Several [`STFTDiscriminator`], one per window."""
 
-    Args:
-        period (`int`): Distance of the samples that are judged together.
-        filters (`int`): Channels of the first layer; inner ones have up to four times as many.
-    """
-
-    def __init__(self, period: int, filters: int):
+    def __init__(self, n_ffts: list[int], filters: int):
         super().__init__()
-        self.period = period
-        channels = [1, filters, 2 * filters, 4 * filters, 4 * filters]
-        convolutions = [
-            nn.Conv2d(before, after, (5, 1), (3, 1), padding=(2, 0)) for before, after in itertools.pairwise(channels)
-        ]
-        convolutions.append(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
-        self.convolutions = nn.ModuleList(weight_norm(convolution) for convolution in convolutions)
-
-    def forward(self, audio: torch.Tensor) -> list[torch.Tensor]:
-        """Maps `(batch, 1, samples)` to the features of every layer; the last is the judgement."""
-        audio = F.pad(audio, (0, -audio.shape[-1] % self.period))
-        hidden = audio.unflatten(-1, (-1, self.period))
-        features = []
-        for convolution in self.convolutions[:-1]:
-            hidden = F.leaky_relu(convolution(hidden), 0.1)
-            features.append(hidden)
-        features.append(self.convolutions[-1](hidden))
-        return features
-
-
-class MultiScaleDiscriminator(nn.Module):
-    """Several [`STFTDiscriminator`], one per window, and [`PeriodDiscriminator`], one per period."""
-
-    def __init__(self, n_ffts: list[int], periods: list[int], filters: int):
-        super().__init__()
-        self.discriminators = nn.ModuleList(
-            [STFTDiscriminator(n_fft, filters) for n_fft in n_ffts]
-            + [PeriodDiscriminator(period, filters) for period in periods]
-        )
+        self.discriminators = nn.ModuleList(STFTDiscriminator(n_fft, filters) for n_fft in n_ffts)
 
     def forward(self, audio: torch.Tensor) -> list[list[torch.Tensor]]:
         return [discriminator(audio) for discriminator in self.discriminators]
@@ -637,10 +598,8 @@ class CodecTrainer:
             if not self.quantized:
                 raise ValueError("`freeze_encoder` needs `model_name_or_path` to be a codec with trained codebooks.")
             codec.encoder.requires_grad_(False)
-        self.discriminator = MultiScaleDiscriminator(
-            model_arguments.discriminator_n_ffts,
-            model_arguments.discriminator_periods,
-            model_arguments.discriminator_filters,
+        self.discriminator = MultiScaleSTFTDiscriminator(
+            model_arguments.discriminator_n_ffts, model_arguments.discriminator_filters
         ).to(self.device)
         trained = [parameter for parameter in codec.parameters() if parameter.requires_grad]
         betas = (arguments.adam_beta1, arguments.adam_beta2)

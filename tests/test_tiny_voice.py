@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 sys.path.append(str(ROOT / "examples" / "tiny_voice"))
 
 import align_text  # noqa: E402
+import change_codec  # noqa: E402
 import join_utterances  # noqa: E402
 import train_aligned  # noqa: E402
 
@@ -64,6 +65,24 @@ def alignments(data, checkpoint, tmp_path_factory):
     words = ["--dataset", data, "--tokenizer", checkpoint, "--codec", GOLDEN / "codec", "--output", output]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["align_text.py", *map(str, words), "--iterations", "2"])
+        align_text.main()
+    return output
+
+
+@pytest.fixture(scope="module")
+def alignments_with_phonemes(data, checkpoint, tmp_path_factory):
+    """The same with phonemes, 60 labels a second, which change every quarter of a second."""
+    folder = tmp_path_factory.mktemp("phonemes")
+    features = datasets.Features(
+        id=datasets.Value("string"), phonemes=datasets.List(datasets.ClassLabel(names=["sil", "a", "b"]))
+    )
+    rows = [{"id": f"u+{index}", "phonemes": [(time // 15) % 3 for time in range(60)]} for index in range(8)]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "labels.parquet")
+    output = folder / "alignments.parquet"
+    words = ["--dataset", data, "--tokenizer", checkpoint, "--codec", GOLDEN / "codec", "--output", output]
+    words += ["--labels", folder / "labels.parquet", "--iterations", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["align_text.py", *map(str, words)])
         align_text.main()
     return output
 
@@ -154,6 +173,78 @@ def test_pairs_have_alignments_and_are_trained_on(train, join, alignments, check
         ]
     train(dataset_name=folder, alignments=folder / "alignments.parquet", max_steps=4)
     assert (folder.parent / "out" / "model.safetensors").is_file()
+
+
+def test_phonemes_go_with_the_alignments(data, alignments, alignments_with_phonemes, join, checkpoint):
+    assert read_alignments(alignments_with_phonemes) == read_alignments(alignments)
+    folder = join(alignments=alignments_with_phonemes, tokenizer=checkpoint)
+    table = datasets.Dataset.from_parquet(str(folder / "alignments.parquet"))
+    assert table.features["phonemes"].feature.names == ["sil", "a", "b"]
+    phonemes = dict(zip(table["id"][:], table["phonemes"][:], strict=True))
+    lengths = {row["id"]: row["length"] for row in load_source(str(folder))}
+    assert {name: len(row) for name, row in phonemes.items()} == lengths
+    # 75 frames a second: the middle of the 19th is just past the first quarter of a second.
+    assert phonemes["u+0"][:20] == 19 * [0] + [1]
+    for name in list(phonemes)[8:]:
+        assert phonemes[name] == phonemes[name[:3]] + phonemes[name[4:]]
+
+
+def test_phonemes_are_learned_by_a_layer_that_is_not_kept(train, alignments_with_phonemes):
+    output = train(alignments=alignments_with_phonemes, max_steps=40)
+    log = train_aligned.train_sled.json.loads((output / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["phoneme_loss"] for entry in log if "phoneme_loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    model = SledForSpeechSynthesis.from_pretrained(output)
+    assert load_file(output / "model.safetensors").keys() == model.state_dict().keys()
+
+
+def test_labels_of_other_data_are_refused(data, checkpoint, tmp_path, monkeypatch):
+    datasets.Dataset.from_dict({"id": ["other"], "phonemes": [[0]]}).to_parquet(tmp_path / "labels.parquet")
+    words = ["--dataset", data, "--tokenizer", checkpoint, "--codec", GOLDEN / "codec", "--iterations", "1"]
+    words += ["--labels", tmp_path / "labels.parquet", "--output", tmp_path / "alignments.parquet"]
+    monkeypatch.setattr(sys, "argv", ["align_text.py", *map(str, words)])
+    with pytest.raises(SystemExit, match="has no labels of 8 utterances"):
+        align_text.main()
+    assert not (tmp_path / "alignments.parquet").exists()
+
+
+def test_a_changed_codec_with_turned_latents_changes_nothing(checkpoint):
+    """Latents that are turned and shifted hold the same: losses, and so what the model says, must stay what they are."""
+    model = SledForSpeechSynthesis.from_pretrained(checkpoint).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    audio = [0.1 * torch.randn(24_000, generator=generator) for _ in range(10)]
+    codec = EncodecModel.from_pretrained(GOLDEN / "codec").eval()
+    turn, _ = torch.linalg.qr(torch.randn(codec.config.hidden_size, codec.config.hidden_size, generator=generator))
+    last = codec.encoder.layers[-1].conv
+    with torch.no_grad():
+        weight, bias = last.weight.clone(), last.bias.clone()
+        last.weight = torch.einsum("oi,idk->odk", turn, weight).contiguous()
+        last.bias.copy_(turn @ bias + 0.5)
+    old_latents = torch.randn(1, 7, codec.config.hidden_size, generator=generator)
+    noise = torch.randn(1, 7, model.config.noise_dim, generator=generator)
+    hidden_states = torch.randn(1, 7, model.config.hidden_size, generator=generator)
+    with torch.no_grad():
+        read, written = model.embed_latents(old_latents), model.generative_head(hidden_states, noise)
+        explained = change_codec.change(model, codec, audio)
+        new_latents = old_latents @ turn.T + 0.5
+        torch.testing.assert_close(model.embed_latents(new_latents), read, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            model.generative_head(hidden_states, noise), written @ turn.T + 0.5, atol=1e-3, rtol=1e-3
+        )
+    assert min(explained) > 0.999
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name for name in changed if not name.startswith("codec.")} == {
+        "z_proj.weight", "z_proj.bias",
+        "generative_head.final_layer.linear.weight", "generative_head.final_layer.linear.bias",
+    }  # fmt: skip
+
+
+def test_a_codec_of_another_frame_rate_is_refused(checkpoint):
+    model = SledForSpeechSynthesis.from_pretrained(checkpoint)
+    codec = EncodecModel.from_pretrained(ROOT / "examples" / "tiny_voice" / "codec")
+    with pytest.raises(ValueError, match="`hop_length` is 320 in the old codec and 800 in the new"):
+        change_codec.change(model, codec, [])
 
 
 @pytest.mark.parametrize(

@@ -237,10 +237,9 @@ def test_balancer_makes_weights_the_shares_whatever_the_scale():
     torch.testing.assert_close(shares[0], expected.expand(2, 1, 100))
 
 
-@pytest.mark.parametrize(("n_ffts", "periods"), [([256, 128], []), ([], [2, 3, 7])])
-def test_discriminator_learns_to_tell_noise_from_tones(n_ffts, periods):
+def test_discriminator_learns_to_tell_noise_from_tones():
     torch.manual_seed(0)
-    discriminator = train_codec.MultiScaleDiscriminator(n_ffts, periods, 4)
+    discriminator = train_codec.MultiScaleSTFTDiscriminator([256, 128], 4)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
     time = torch.arange(4000) / RATE
     tones = torch.stack([torch.sin(2 * torch.pi * pitch * time) for pitch in (200, 300, 400, 500)])[:, None] * 0.3

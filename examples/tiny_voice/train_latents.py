@@ -72,7 +72,7 @@ class Arguments:
     pitch_weight: float = field(default=0.3, metadata={"help": "Weight of the distance in pitch."})
     voicing_weight: float = field(default=0.2, metadata={"help": "Weight of the cross entropy of voicing."})
     whitening_weight: float = field(default=0.1, metadata={"help": "Weight of the whitening loss."})
-    codebook_utterances: int = field(default=3_000, metadata={"help": "Utterances the codebooks are made from."})
+    codebook_utterances: int = field(default=800, metadata={"help": "Utterances the codebooks are made from."})
     seed: int = field(default=0, metadata={"help": "Seed of everything random."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between logged losses."})
