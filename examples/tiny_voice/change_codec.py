@@ -98,7 +98,9 @@ def main() -> None:
     for row in dataset.select(range(min(arguments.num_utterances, len(dataset)))):
         samples, rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32", always_2d=True)
         if rate != codec.config.sampling_rate:
-            sys.exit(f"{arguments.train_files} has audio at {rate} Hz, the codec takes {codec.config.sampling_rate} Hz")
+            sys.exit(
+                f"{arguments.train_files} has audio at {rate} Hz, the codec takes {codec.config.sampling_rate} Hz"
+            )
         audio.append(torch.from_numpy(samples.mean(axis=1)))
     explained_old, explained_new = change(model, codec, audio)
     model.save_pretrained(arguments.output_dir)

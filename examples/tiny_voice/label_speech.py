@@ -137,9 +137,7 @@ def main() -> None:
         sys.exit(f"No utterance of {arguments.dataset} can be labelled")
     scale = torch.cat(features).std(dim=0)
     before, after = (round(seconds * LABEL_RATE) for seconds in arguments.silence)
-    paths = align(
-        [heard / scale for heard in features], states, 2 * len(names), arguments.iterations, (before, after)
-    )
+    paths = align([heard / scale for heard in features], states, 2 * len(names), arguments.iterations, (before, after))
     columns = {
         "id": ids,
         "phonemes": [row[path].tolist() for row, path in zip(phoneme_of_state, paths, strict=True)],
@@ -151,7 +149,9 @@ def main() -> None:
         pitch=datasets.List(datasets.Value("float32")),
     )
     datasets.Dataset.from_dict(columns, features=types).to_parquet(arguments.output)
-    logger.info("Labelled %d of %d utterances with %d phonemes: %s", len(ids), len(dataset), len(names), arguments.output)
+    logger.info(
+        "Labelled %d of %d utterances with %d phonemes: %s", len(ids), len(dataset), len(names), arguments.output
+    )
 
 
 if __name__ == "__main__":
