@@ -208,6 +208,11 @@ def main() -> None:
         token_of_state.append(token_index)
     if not ids:
         sys.exit(f"No utterance of {arguments.dataset} can be aligned")
+    if arguments.labels is not None:
+        labels = datasets.load_dataset("parquet", data_files=arguments.labels, split="train")
+        phonemes_of = dict(zip(labels["id"][:], labels["phonemes"][:], strict=True))
+        if missing := [identifier for identifier in ids if identifier not in phonemes_of]:
+            sys.exit(f"{arguments.labels} has no labels of {len(missing)} utterances, {missing[0]} among them")
     scale = torch.cat(features).std(dim=0)
     paths = align(
         [heard / scale for heard in features],
@@ -219,10 +224,6 @@ def main() -> None:
     alignments = [tokens[path].tolist() for tokens, path in zip(token_of_state, paths, strict=True)]
     aligned = datasets.Dataset.from_dict({"id": ids, "alignment": alignments})
     if arguments.labels is not None:
-        labels = datasets.load_dataset("parquet", data_files=arguments.labels, split="train")
-        phonemes_of = dict(zip(labels["id"][:], labels["phonemes"][:], strict=True))
-        if missing := [identifier for identifier in ids if identifier not in phonemes_of]:
-            sys.exit(f"{arguments.labels} has no labels of {len(missing)} utterances, {missing[0]} among them")
         frame_rate = codec.config.sampling_rate / codec.config.hop_length
         phonemes = [
             sample_labels(phonemes_of[identifier], frame_rate, len(alignment))

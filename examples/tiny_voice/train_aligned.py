@@ -182,12 +182,15 @@ class AlignedTrainer(train_sled.SledTrainer):
         self.phoneme_sums = torch.zeros(2, device=self.args.device)
         if num_phonemes:
             # Part of the model while it is trained, so that checkpoints and optimizer have it.
-            self.model.phoneme_head = nn.Linear(config.hidden_size, num_phonemes, device=self.args.device)
+            train_sled.plain_model(self.model).phoneme_head = nn.Linear(
+                config.hidden_size, num_phonemes, device=self.args.device
+            )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
-        if hasattr(self.model, "phoneme_head"):
-            del self.model.phoneme_head
+        plain = train_sled.plain_model(self.model)
+        if hasattr(plain, "phoneme_head"):
+            del plain.phoneme_head
         return output
 
     def compute_loss(
