@@ -36,7 +36,8 @@ def fit(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torc
         `tuple`: weight `(target_dim, input_dim)` and bias `(target_dim,)` as in `torch.nn.Linear`, and the share of the
         targets' variance that they explain.
     """
-    solution = torch.linalg.lstsq(F.pad(inputs, (0, 1), value=1.0), targets).solution
+    # Latents can be nearly dependent, which float32 does not solve well.
+    solution = torch.linalg.lstsq(F.pad(inputs, (0, 1), value=1.0).double(), targets.double()).solution.float()
     weight, bias = solution[:-1].T.contiguous(), solution[-1]
     residual = (F.linear(inputs, weight, bias) - targets).square().sum()
     return weight, bias, 1.0 - float(residual / (targets - targets.mean(dim=0)).square().sum())
