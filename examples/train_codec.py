@@ -300,6 +300,11 @@ def initialize_codebooks(
         iterations (`int`): Iterations of k-means.
         generator (`torch.Generator`): Draws the first centers.
     """
+
+    def nearest_codes(codebook: nn.Module, vectors: torch.Tensor) -> torch.Tensor:
+        # In parts, since the distances to all codes of all vectors at once would not fit into memory.
+        return torch.cat([codebook.quantize(part) for part in vectors.split(4096)])
+
     residual = latents
     for layer in quantizer.layers:
         codebook = layer.codebook
@@ -308,12 +313,12 @@ def initialize_codebooks(
         chosen = torch.randperm(len(residual), generator=generator)[: codebook.codebook_size].to(residual.device)
         codebook.embed.copy_(residual[chosen])
         for _ in range(iterations):
-            indices = codebook.quantize(residual)
+            indices = nearest_codes(codebook, residual)
             counts = torch.bincount(indices, minlength=codebook.codebook_size)
             sums = torch.zeros_like(codebook.embed).index_add_(0, indices, residual)
             used = counts > 0
             codebook.embed[used] = sums[used] / counts[used, None]
-        indices = codebook.quantize(residual)
+        indices = nearest_codes(codebook, residual)
         counts = torch.bincount(indices, minlength=codebook.codebook_size)
         codebook.cluster_size.copy_(counts * (vectors_per_step / len(residual)))
         codebook.embed_avg.copy_(codebook.embed * codebook.cluster_size[:, None])

@@ -105,6 +105,15 @@ def test_result_is_a_codec_with_codebooks_and_the_old_decoder(train):
     assert changed == {"encoder", "quantizer"}
 
 
+def test_readers_of_a_trained_codec_learn_before_it_does(train):
+    start = train(max_steps=1) / "export"
+    more = {"config_name": None, "model_name_or_path": start, "reader_steps": 2}
+    state = EncodecModel.from_pretrained(start).encoder.state_dict()
+    for steps, is_kept in ((2, True), (3, False)):
+        after = EncodecModel.from_pretrained(train(f"steps_{steps}", max_steps=steps, **more) / "export").encoder
+        assert all(torch.equal(tensor, state[name]) for name, tensor in after.state_dict().items()) == is_kept
+
+
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(train, monkeypatch):
     whole = EncodecModel.from_pretrained(train("whole") / "export").state_dict()
     train_step = train_latents.LatentTrainer.train_step

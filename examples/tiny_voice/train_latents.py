@@ -67,6 +67,9 @@ class Arguments:
     segment_seconds: float = field(default=2.0, metadata={"help": "Length of the segments."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate; it falls along a cosine."})
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warm-up."})
+    reader_steps: int = field(
+        default=0, metadata={"help": "First steps, in which only the readers learn, to go on from a trained codec."}
+    )
     latent_noise: float = field(default=0.6, metadata={"help": "Largest standard deviation of the noise."})
     phoneme_weight: float = field(default=0.3, metadata={"help": "Weight of the cross entropy of the phonemes."})
     pitch_weight: float = field(default=0.3, metadata={"help": "Weight of the distance in pitch."})
@@ -231,7 +234,8 @@ class LatentTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = arguments.learning_rate * self.learning_rate_factor()
         audio, phonemes, pitch = segments.draw(arguments.batch_size, self.generator)
-        latents = self.codec.encoder(audio[:, None])
+        with torch.set_grad_enabled(self.step >= arguments.reader_steps):
+            latents = self.codec.encoder(audio[:, None])
         std = arguments.latent_noise * torch.rand(len(audio), 1, 1, generator=self.generator)
         noise = torch.randn(latents.shape, generator=self.generator)
         spectra, phoneme_logits, voicing_logits, log_pitch = self.readers(latents + std * noise)
