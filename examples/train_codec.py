@@ -302,7 +302,7 @@ def initialize_codebooks(
     """
 
     def nearest_codes(codebook: nn.Module, vectors: torch.Tensor) -> torch.Tensor:
-        # In parts, since the distances to all codes of all vectors at once would not fit into memory.
+        # In parts: the distances of all vectors to all codes at once take gigabytes.
         return torch.cat([codebook.quantize(part) for part in vectors.split(4096)])
 
     residual = latents
