@@ -138,6 +138,9 @@ class CodecTrainingArguments:
         default_factory=lambda: [128, 80, 64, 40, 20], metadata={"help": "Mel bins for each window."}
     )
     mel_weight: float = field(default=1.0, metadata={"help": "Share of the log-mel loss in the balanced gradient."})
+    magnitude_weight: float = field(
+        default=0.0, metadata={"help": "Share of the L1 loss on mel magnitudes, which minds what is loud."}
+    )
     waveform_weight: float = field(default=0.0, metadata={"help": "Share of the L1 loss on samples."})
     adversarial_weight: float = field(default=0.5, metadata={"help": "Share of the adversarial loss."})
     feature_weight: float = field(default=0.5, metadata={"help": "Share of the feature matching loss."})
@@ -420,15 +423,22 @@ class LogMelLoss(nn.Module):
         """Compares two `(batch, 1, samples)` waveforms; returns a scalar in nepers."""
         losses = []
         for window, filters in zip(self.windows, self.filters, strict=True):
-            predicted, wanted = (self._log_mel(x.squeeze(1), window, filters) for x in (audio, target))
+            predicted, wanted = ((self._mel(x, window, filters) + self.floor).log() for x in (audio, target))
             losses.append(F.l1_loss(predicted, wanted))
         return torch.stack(losses).mean()
 
-    def _log_mel(self, audio: torch.Tensor, window: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    def magnitude_distance(self, audio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Compares the magnitudes themselves, of the same shapes; returns a share of the target's mean magnitude."""
+        losses = []
+        for window, filters in zip(self.windows, self.filters, strict=True):
+            predicted, wanted = (self._mel(x, window, filters) for x in (audio, target))
+            losses.append(F.l1_loss(predicted, wanted) / (wanted.mean() + self.floor))
+        return torch.stack(losses).mean()
+
+    def _mel(self, audio: torch.Tensor, window: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
         n_fft = len(window)
-        spectrum = torch.stft(audio, n_fft, n_fft // 4, window=window, return_complex=True)
-        magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
-        return (filters @ magnitude + self.floor).log()
+        spectrum = torch.stft(audio.squeeze(1), n_fft, n_fft // 4, window=window, return_complex=True)
+        return filters @ (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
 
 
 def whitening_loss(latents: torch.Tensor) -> torch.Tensor:
@@ -687,6 +697,9 @@ class CodecTrainer:
         leaf = decoded.detach().requires_grad_()
         losses = {"mel": self.mel_loss(leaf, audio)}
         weights = {"mel": arguments.mel_weight}
+        if arguments.magnitude_weight > 0.0:
+            losses["magnitude"] = self.mel_loss.magnitude_distance(leaf, audio)
+            weights["magnitude"] = arguments.magnitude_weight
         if arguments.waveform_weight > 0.0:
             losses["waveform"] = F.l1_loss(leaf, audio)
             weights["waveform"] = arguments.waveform_weight

@@ -211,6 +211,18 @@ def test_log_mel_loss_hears_level_and_pitch_alike():
     assert loss(tone, other) > loss(tone, 0.9 * tone)
 
 
+def test_magnitude_distance_minds_the_loud():
+    loss = train_codec.LogMelLoss(RATE, [1024, 256], [64, 20])
+    time = torch.arange(RATE) / RATE
+    loud = 0.3 * torch.sin(2 * torch.pi * 440 * time)[None, None]
+    quiet = 0.003 * torch.sin(2 * torch.pi * 1760 * time)[None, None]
+    both = loud + quiet
+    assert loss.magnitude_distance(both, both) == 0
+    torch.testing.assert_close(loss.magnitude_distance(0.9 * both, both), torch.tensor(0.1), atol=2e-3, rtol=0)
+    assert 10 * loss.magnitude_distance(loud, both) < loss.magnitude_distance(quiet, both)
+    assert 10 * loss(loud, both) > loss(quiet, both)
+
+
 def test_log_mel_loss_needs_bins_for_each_window():
     with pytest.raises(ValueError, match="mel_num_bins"):
         train_codec.LogMelLoss(RATE, [1024, 256], [64])
@@ -303,7 +315,7 @@ def test_all_phases_run_and_the_export_is_an_encodec(monkeypatch, corpus, tmp_pa
         monkeypatch, corpus, tmp_path / "config", output_dir,
         "--max_steps", 6, "--quantizer_start_step", 2, "--discriminator_start_step", 3,
         "--adversarial_start_step", 4, "--discriminator_update_probability", 1.0,
-        "--eval_steps", 3, "--save_steps", 2, "--bf16", "--waveform_weight", 0.1,
+        "--eval_steps", 3, "--save_steps", 2, "--bf16", "--waveform_weight", 0.1, "--magnitude_weight", 0.5,
     )  # fmt: skip
     assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     codec = EncodecModel.from_pretrained(output_dir / "export").eval()
