@@ -149,7 +149,8 @@ def test_segments_come_with_the_labels_of_their_time(tmp_path, config):
     assert set(pitch.unique().tolist()) == {0.0, 110.0, 220.0}
 
 
-def test_latents_learn_what_is_heard(train, monkeypatch):
+@pytest.fixture
+def logs(monkeypatch):
     logs = []
     train_step = train_latents.LatentTrainer.train_step
 
@@ -158,6 +159,19 @@ def test_latents_learn_what_is_heard(train, monkeypatch):
         return logs[-1]
 
     monkeypatch.setattr(train_latents.LatentTrainer, "train_step", recorded)
+    return logs
+
+
+def test_bfloat16_learns_as_float32_does(train, logs):
+    train("float32", max_steps=4)
+    train("bfloat16", max_steps=4, bf16=True)
+    for name in ("spectra", "phonemes", "whitening"):
+        values = [log[name] for log in logs]
+        assert values[:4] != values[4:]
+        assert values[4:] == pytest.approx(values[:4], rel=0.02)
+
+
+def test_latents_learn_what_is_heard(train, logs):
     train(max_steps=110, learning_rate=3e-3, latent_noise=0.1)
     assert logs[-1]["spectra"] < 0.7 * logs[0]["spectra"]
     assert np.mean([log["phoneme_accuracy"] for log in logs[-10:]]) > 0.85

@@ -76,6 +76,7 @@ class Arguments:
     voicing_weight: float = field(default=0.2, metadata={"help": "Weight of the cross entropy of voicing."})
     whitening_weight: float = field(default=0.1, metadata={"help": "Weight of the whitening loss."})
     codebook_utterances: int = field(default=800, metadata={"help": "Utterances the codebooks are made from."})
+    bf16: bool = field(default=False, metadata={"help": "Run the encoder in bfloat16."})
     seed: int = field(default=0, metadata={"help": "Seed of everything random."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between logged losses."})
@@ -234,8 +235,10 @@ class LatentTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = arguments.learning_rate * self.learning_rate_factor()
         audio, phonemes, pitch = segments.draw(arguments.batch_size, self.generator)
-        with torch.set_grad_enabled(self.step >= arguments.reader_steps):
+        learns, bf16 = self.step >= arguments.reader_steps, arguments.bf16
+        with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             latents = self.codec.encoder(audio[:, None])
+        latents = latents.float()
         std = arguments.latent_noise * torch.rand(len(audio), 1, 1, generator=self.generator)
         noise = torch.randn(latents.shape, generator=self.generator)
         spectra, phoneme_logits, voicing_logits, log_pitch = self.readers(latents + std * noise)
