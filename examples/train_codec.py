@@ -393,9 +393,9 @@ def quantize(
 # Losses (section 3.4 of the paper)
 
 
-class LogMelLoss(nn.Module):
+class MelLoss(nn.Module):
     """
-    Mean absolute difference of log-mel spectrograms, averaged over several resolutions.
+    Mean absolute difference of mel spectrograms, averaged over several resolutions: of their logarithms when called.
 
     Args:
         sampling_rate (`int`): Sampling rate, in Hz.
@@ -428,7 +428,10 @@ class LogMelLoss(nn.Module):
         return torch.stack(losses).mean()
 
     def magnitude_distance(self, audio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compares the magnitudes themselves, of the same shapes; returns a share of the target's mean magnitude."""
+        """
+        Compares the magnitudes of two `(batch, 1, samples)` waveforms; returns a scalar, relative to the mean magnitude
+        of the target.
+        """
         losses = []
         for window, filters in zip(self.windows, self.filters, strict=True):
             predicted, wanted = (self._mel(x, window, filters) for x in (audio, target))
@@ -622,7 +625,7 @@ class CodecTrainer:
         self.discriminator_optimizer = torch.optim.AdamW(
             self.discriminator.parameters(), lr=arguments.discriminator_learning_rate, betas=betas, fused=True
         )
-        self.mel_loss = LogMelLoss(codec.config.sampling_rate, arguments.mel_n_ffts, arguments.mel_num_bins)
+        self.mel_loss = MelLoss(codec.config.sampling_rate, arguments.mel_n_ffts, arguments.mel_num_bins)
         self.mel_loss.to(self.device)
         self.balancer = GradientBalancer()
         self.generator = torch.Generator().manual_seed(arguments.seed)
@@ -835,7 +838,7 @@ def word_error_rate(whisper: Any, audios: Iterator[np.ndarray], texts: list[str]
 
 @torch.no_grad()
 def evaluate(
-    codec: EncodecModel, data: AudioCache, mel_loss: LogMelLoss, quantized: bool, texts: list[str], whisper: Any
+    codec: EncodecModel, data: AudioCache, mel_loss: MelLoss, quantized: bool, texts: list[str], whisper: Any
 ) -> dict[str, Any]:
     """
     Measures the codec on whole utterances.
@@ -843,7 +846,7 @@ def evaluate(
     Args:
         codec (`EncodecModel`): Codec.
         data (`AudioCache`): Utterances.
-        mel_loss (`LogMelLoss`): Spectral distance.
+        mel_loss (`MelLoss`): Spectral distance.
         quantized (`bool`): Whether to use the quantizer.
         texts (`list[str]`): Transcripts, for `whisper`.
         whisper (`faster_whisper.WhisperModel` or `None`): Recognizer; without one there are no word error rates.

@@ -110,7 +110,7 @@ def test_tiny_voice_codec_resynthesizes_speech():
         codec.config.upsampling_ratios
         == EncodecConfig.from_pretrained(EXAMPLES / "tiny_voice" / "codec_config.json").upsampling_ratios
     )
-    mel_loss = train_codec.LogMelLoss(RATE, [2048, 1024, 512, 256], [160, 100, 64, 32])
+    mel_loss = train_codec.MelLoss(RATE, [2048, 1024, 512, 256], [160, 100, 64, 32])
     corpus = datasets.load_dataset("parquet", data_files=str(UTTERANCES), split="train")
     for row in corpus.cast_column("audio", datasets.Audio(decode=False)):
         audio = torch.from_numpy(train_codec.decode_audio(row["audio"], RATE)).float() / 32767
@@ -201,8 +201,8 @@ def test_too_few_vectors_for_the_codebooks_are_refused(config):
 # Losses
 
 
-def test_log_mel_loss_hears_level_and_pitch_alike():
-    loss = train_codec.LogMelLoss(RATE, [1024, 256], [64, 20])
+def test_mel_loss_hears_level_and_pitch_alike():
+    loss = train_codec.MelLoss(RATE, [1024, 256], [64, 20])
     time = torch.arange(RATE) / RATE
     tone = 0.3 * torch.sin(2 * torch.pi * 440 * time)[None, None]
     other = 0.3 * torch.sin(2 * torch.pi * 880 * time)[None, None]
@@ -212,7 +212,7 @@ def test_log_mel_loss_hears_level_and_pitch_alike():
 
 
 def test_magnitude_distance_minds_the_loud():
-    loss = train_codec.LogMelLoss(RATE, [1024, 256], [64, 20])
+    loss = train_codec.MelLoss(RATE, [1024, 256], [64, 20])
     time = torch.arange(RATE) / RATE
     loud = 0.3 * torch.sin(2 * torch.pi * 440 * time)[None, None]
     quiet = 0.003 * torch.sin(2 * torch.pi * 1760 * time)[None, None]
@@ -223,9 +223,9 @@ def test_magnitude_distance_minds_the_loud():
     assert 10 * loss(loud, both) > loss(quiet, both)
 
 
-def test_log_mel_loss_needs_bins_for_each_window():
+def test_mel_loss_needs_bins_for_each_window():
     with pytest.raises(ValueError, match="mel_num_bins"):
-        train_codec.LogMelLoss(RATE, [1024, 256], [64])
+        train_codec.MelLoss(RATE, [1024, 256], [64])
 
 
 def test_whitening_wants_uncorrelated_dimensions_of_unit_variance():
