@@ -41,6 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.text is not None and arguments.text_file is not None:
         parser.error("give the text either as an argument or as --text-file")
+    if not arguments.output.parent.is_dir():
+        parser.error(f"--output {arguments.output} is in a folder that does not exist")
     if (arguments.voice is None) == (arguments.prompt_audio is None or arguments.prompt_text is None):
         parser.error("give either --voice, or --prompt-audio and --prompt-text")
     text = arguments.text_file.read_text() if arguments.text_file else arguments.text

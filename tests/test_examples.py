@@ -77,7 +77,9 @@ def test_clone_voice_keeps_a_voice_and_uses_it_again(tmp_path):
         ("synthesize.py", [""], "`text`"),
         ("synthesize.py", ["Hello.", "--output", "a.xyz"], "`saving_path`"),
         ("synthesize.py", ["Hello.", "--text-file", "text.txt"], "--text-file"),
+        ("synthesize.py", ["Hello.", "--output", "missing/a.wav"], "missing/a.wav"),
         ("clone_voice.py", ["Hello.", "--prompt-audio", "voice.wav"], "--prompt-text"),
+        ("clone_voice.py", ["Hello.", "--output", "missing/a.wav"], "missing/a.wav"),
         ("clone_voice.py", ["Hello.", "--voice", "missing.safetensors"], "`path`"),
     ],
 )
