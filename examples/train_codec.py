@@ -142,6 +142,10 @@ class CodecTrainingArguments:
         default=0.0, metadata={"help": "Share of the L1 loss on mel magnitudes, which minds what is loud."}
     )
     waveform_weight: float = field(default=0.0, metadata={"help": "Share of the L1 loss on samples."})
+    latent_weight: float = field(
+        default=0.0,
+        metadata={"help": "Share of the distance of latents, decoded and encoded again; for `--freeze_encoder`."},
+    )
     adversarial_weight: float = field(default=0.5, metadata={"help": "Share of the adversarial loss."})
     feature_weight: float = field(default=0.5, metadata={"help": "Share of the feature matching loss."})
     commitment_weight: float = field(default=0.25, metadata={"help": "Weight of the commitment loss."})
@@ -395,7 +399,7 @@ def quantize(
 
 class MelLoss(nn.Module):
     """
-    Mean absolute difference of mel spectrograms, averaged over several resolutions: of their logarithms when called.
+    Mean absolute differences of mel spectrograms and of their logarithms, averaged over several resolutions.
 
     Args:
         sampling_rate (`int`): Sampling rate, in Hz.
@@ -419,24 +423,20 @@ class MelLoss(nn.Module):
             self.windows.append(nn.Parameter(window / window.sum(), requires_grad=False))
             self.filters.append(nn.Parameter(filters, requires_grad=False))
 
-    def forward(self, audio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compares two `(batch, 1, samples)` waveforms; returns a scalar in nepers."""
-        losses = []
-        for window, filters in zip(self.windows, self.filters, strict=True):
-            predicted, wanted = ((self._mel(x, window, filters) + self.floor).log() for x in (audio, target))
-            losses.append(F.l1_loss(predicted, wanted))
-        return torch.stack(losses).mean()
+    def forward(self, audio: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Compares two `(batch, 1, samples)` waveforms.
 
-    def magnitude_distance(self, audio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        Returns:
+            `tuple` of scalars: the distance of the log magnitudes, in nepers, and that of the magnitudes, relative to
+            the mean magnitude of the target.
         """
-        Compares the magnitudes of two `(batch, 1, samples)` waveforms; returns a scalar, relative to the mean magnitude
-        of the target.
-        """
-        losses = []
+        log_distances, distances = [], []
         for window, filters in zip(self.windows, self.filters, strict=True):
             predicted, wanted = (self._mel(x, window, filters) for x in (audio, target))
-            losses.append(F.l1_loss(predicted, wanted) / (wanted.mean() + self.floor))
-        return torch.stack(losses).mean()
+            log_distances.append(F.l1_loss((predicted + self.floor).log(), (wanted + self.floor).log()))
+            distances.append(F.l1_loss(predicted, wanted) / (wanted.mean() + self.floor))
+        return torch.stack(log_distances).mean(), torch.stack(distances).mean()
 
     def _mel(self, audio: torch.Tensor, window: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
         n_fft = len(window)
@@ -612,6 +612,8 @@ class CodecTrainer:
         self.output_dir = Path(arguments.output_dir)
         self.codec = codec.to(self.device)
         self.freeze_encoder = model_arguments.freeze_encoder
+        if arguments.latent_weight > 0.0 and not self.freeze_encoder:
+            raise ValueError("`latent_weight` needs `freeze_encoder`, so that what is compared stays the same.")
         if self.freeze_encoder:
             if not self.quantized:
                 raise ValueError("`freeze_encoder` needs `model_name_or_path` to be a codec with trained codebooks.")
@@ -676,6 +678,7 @@ class CodecTrainer:
         latents = latents.float()
         # Losses that reach the encoder without passing the decoder; none where it is frozen.
         regularization = []
+        encoder_output = latents
         if self.freeze_encoder:
             latents = self.codec.quantizer.decode(self.codec.quantizer.encode(latents))
         else:
@@ -683,7 +686,6 @@ class CodecTrainer:
             regularization.append(arguments.whitening_weight * whitening)
             log["whitening"] = whitening.item()
             if self.quantized:
-                encoder_output = latents
                 latents, commitment, num_dead = quantize(
                     self.codec.quantizer, latents, arguments.codebook_decay, arguments.dead_code_threshold
                 )
@@ -698,14 +700,19 @@ class CodecTrainer:
 
         # The losses see a leaf; its balanced gradient is then taken through the codec in one backward pass.
         leaf = decoded.detach().requires_grad_()
-        losses = {"mel": self.mel_loss(leaf, audio)}
+        mel, magnitude = self.mel_loss(leaf, audio)
+        losses = {"mel": mel}
         weights = {"mel": arguments.mel_weight}
         if arguments.magnitude_weight > 0.0:
-            losses["magnitude"] = self.mel_loss.magnitude_distance(leaf, audio)
+            losses["magnitude"] = magnitude
             weights["magnitude"] = arguments.magnitude_weight
         if arguments.waveform_weight > 0.0:
             losses["waveform"] = F.l1_loss(leaf, audio)
             weights["waveform"] = arguments.waveform_weight
+        if arguments.latent_weight > 0.0:
+            with self.autocast():
+                losses["latent"] = F.mse_loss(self.codec.encoder(leaf).float(), encoder_output)
+            weights["latent"] = arguments.latent_weight
         if self.step >= arguments.adversarial_start_step:
             self.discriminator.requires_grad_(False)
             with self.autocast():
@@ -846,7 +853,7 @@ def evaluate(
     Args:
         codec (`EncodecModel`): Codec.
         data (`AudioCache`): Utterances.
-        mel_loss (`MelLoss`): Spectral distance.
+        mel_loss (`MelLoss`): Its distance of log magnitudes is the spectral distance.
         quantized (`bool`): Whether to use the quantizer.
         texts (`list[str]`): Transcripts, for `whisper`.
         whisper (`faster_whisper.WhisperModel` or `None`): Recognizer; without one there are no word error rates.
@@ -860,7 +867,7 @@ def evaluate(
     for index in tqdm(range(len(data)), desc="Evaluating", leave=False):
         audio = data[index].to(codec.device)
         resynthesis, frames = resynthesize(codec, audio, quantized)
-        distances.append(float(mel_loss(resynthesis[None, None], audio[None, None])))
+        distances.append(float(mel_loss(resynthesis[None, None], audio[None, None])[0]))
         latents.append(frames.cpu())
         decoded.append(resynthesis.cpu().numpy())
     codec.train()
