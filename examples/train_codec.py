@@ -859,15 +859,18 @@ def evaluate(
         whisper (`faster_whisper.WhisperModel` or `None`): Recognizer; without one there are no word error rates.
 
     Returns:
-        `dict`: `num_samples`; `spectral_distance`, in nepers; with a recognizer, `wer` and `wer_original` in percent;
-        `latent_mean` and `latent_std`, a value per dimension.
+        `dict`: `num_samples`; `spectral_distance`, in nepers; `latent_distance`, the mean square of what encoding the
+        resynthesis again changes in the latents; with a recognizer, `wer` and `wer_original` in percent; `latent_mean`
+        and `latent_std`, a value per dimension.
     """
     codec.eval()
-    distances, latents, decoded = [], [], []
+    distances, latent_distances, latents, decoded = [], [], [], []
     for index in tqdm(range(len(data)), desc="Evaluating", leave=False):
         audio = data[index].to(codec.device)
         resynthesis, frames = resynthesize(codec, audio, quantized)
         distances.append(float(mel_loss(resynthesis[None, None], audio[None, None])[0]))
+        again, original = codec.encoder(resynthesis[None, None]), codec.encoder(audio[None, None])
+        latent_distances.append(float(F.mse_loss(again, original)))
         latents.append(frames.cpu())
         decoded.append(resynthesis.cpu().numpy())
     codec.train()
@@ -875,6 +878,7 @@ def evaluate(
     results = {
         "num_samples": len(data),
         "spectral_distance": float(np.mean(distances)),
+        "latent_distance": float(np.mean(latent_distances)),
         "latent_mean": latents.mean(dim=0).tolist(),
         "latent_std": latents.std(dim=0).tolist(),
     }
