@@ -32,9 +32,10 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
+from .codec_sled import SledAudioChunker
 from .engine_sled import SledEngine, SledFrame, SledNoise, SledRow, get_frame_budget
 from .interleaving_sled import count_tokens_before
-from .streaming_sled import SledAudioChunker, SledAudioStreamer
+from .streaming_sled import SledAudioStreamer
 from .text_sled import SledTextPart, SledTextSource
 
 

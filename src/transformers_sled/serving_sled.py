@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .codec_sled import SledAudioChunker, SledStreamingDecoder
 from .engine_sled import SledEngine, SledFrame
 from .generation_sled import SledStreamRequest, get_pieces
-from .streaming_sled import SledAudioChunker, SledStreamingDecoder
 from .text_sled import SledTextSource
 
 
