@@ -7,7 +7,8 @@ from .generation_sled import SledGenerateOutput, SledGenerationMixin
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
-from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, SledStreamingDecoder
+from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledStreamingDecoder
+from .text_sled import SledIncrementalTokenizer
 from .voices import builtin_voice
 
 

@@ -24,7 +24,7 @@ import soxr
 import torch
 from tqdm.auto import tqdm
 
-from .streaming_sled import encode_text
+from .text_sled import encode_text
 
 
 if TYPE_CHECKING:

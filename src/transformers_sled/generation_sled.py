@@ -6,7 +6,6 @@ import copy
 import functools
 import itertools
 import math
-import re
 import threading
 from collections.abc import (
     AsyncGenerator,
@@ -35,7 +34,8 @@ from transformers.generation import (
 )
 from transformers.modeling_outputs import ModelOutput
 
-from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, encode_text
+from .streaming_sled import SledAudioChunker, SledAudioStreamer
+from .text_sled import SledTextPart, SledTextSource
 
 
 if TYPE_CHECKING:
@@ -50,9 +50,6 @@ INTERLEAVED_EOS_THRESHOLD = 0.5
 # Speech that is still going on after this much time is taken for a model that missed the end.
 MAX_SECONDS_PER_TOKEN = 1.0
 MAX_EXTRA_SECONDS = 2.0
-
-# A source that goes on beyond this many characters, or empty pieces, before there is anything to speak is taken for endless.
-MAX_WAITING_CHARACTERS = 1_000_000
 
 # Slots that the cache makes room for at least when it is full.
 _MIN_CACHE_GROWTH = 64
@@ -86,18 +83,10 @@ class SledGenerateOutput(ModelOutput):
 
 
 @dataclass
-class SledText:
-    """Token ids of one text, which may still be arriving."""
-
-    ids: list[int] = field(default_factory=list)
-    is_complete: bool = True
-
-
-@dataclass
 class _Row:
     """One utterance on its way through the loop."""
 
-    text: SledText
+    text: SledTextPart
     prompt: torch.Tensor | None = None
     min_frames: int = 0
     max_frames: int | None = None
@@ -483,17 +472,16 @@ class SledGenerationMixin(GenerationMixin):
         prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
         (prompt,) = self._get_prompts(1, *(inputs.get(name) for name in prompt_names))
         num_prompt_frames = 0 if prompt is None else len(prompt)
-        source = _TextSource(
+        source = SledTextSource(
             processor,
             voice.get("prompt_text"),
             num_prompt_frames,
             self.config.is_interleaved,
-            self._get_num_first_tokens(num_prompt_frames),
         )
         if isinstance(text, str):
             for ids in self._get_texts(inputs["input_ids"], inputs["attention_mask"])[0]:
                 self._check_fits(len(ids), 0 if source.parts else num_prompt_frames)
-                source.parts.append(SledText(ids))
+                source.parts.append(SledTextPart(ids))
             source.is_finished = True
         return _StreamRequest(source, prompt, generator, generation_config, stopping_criteria, chunker, model_kwargs)
 
@@ -616,7 +604,7 @@ class SledGenerationMixin(GenerationMixin):
         ids, prompt = self._prime(utterance.parts[: index + 1], utterance.previous_frames, utterance.prompt)
         if index == 0 and prompt is not None:
             utterance.part_frames = list(prompt)
-        return _Row(SledText(ids), prompt, min_frames, max_frames)
+        return _Row(SledTextPart(ids), prompt, min_frames, max_frames)
 
     def _prime(
         self: "SledForSpeechSynthesis",
@@ -1113,176 +1101,11 @@ class SledGenerationMixin(GenerationMixin):
         return start if row.prompt is None else torch.cat([start, self.embed_latents(row.prompt)])
 
 
-class _TextSource:
-    """
-    Turns pieces of text into parts: token ids of texts that fit the model's positions.
-
-    An interleaved model gets the first part as it is written. Whether the text ends up as one part shows late, and with it
-    whether the part must leave room to be primed with: once the part has its share, text from the end of the sentence on
-    is held back until all of it has arrived, or more than fits. Later parts are made of whole sentences.
-    """
-
-    def __init__(
-        self,
-        processor: "SledProcessor",
-        prompt_text: str | None,
-        num_prompt_frames: int,
-        is_interleaved: bool,
-        num_first_tokens: int = 0,
-    ) -> None:
-        self.processor = processor
-        self.num_prompt_frames = num_prompt_frames
-        self.is_interleaved = is_interleaved
-        # What the model reads before its first frame, which is never held back.
-        self.num_first_tokens = num_first_tokens
-        self.parts: list[SledText] = []
-        self.is_finished = False
-        self._prefix = "" if prompt_text is None else f"{prompt_text} "
-        self._num_prompt_positions = 0
-        if num_prompt_frames > 0:
-            self._num_prompt_positions = processor.estimate_num_positions(self._prefix, num_prompt_frames)
-        self._tokenizer: SledIncrementalTokenizer | None = None
-        # Pieces without anything to speak, or all of them for an offline model.
-        self._waiting: list[str] = []
-        self._num_waiting = 0
-        self._is_blank = True
-        # The text of the open part, as far as the tokenizer has it, and what is held back.
-        self._text, self._held = "", self._prefix
-        # Estimated positions of the last part that is closed.
-        self._num_previous = 0
-        # No text of more characters than this fits, so no more is looked at in one go.
-        self._num_characters = 1
-        while processor.estimate_num_positions("a" * self._num_characters) <= processor.max_position_embeddings:
-            self._num_characters *= 2
-
-    def push(self, piece: str) -> None:
-        """Takes the next piece."""
-        if not isinstance(piece, str):
-            raise ValueError(f"`text` must yield strings, got {piece!r} of type {type(piece).__name__}.")
-        has_words = bool(piece) and not piece.isspace()
-        self._is_blank = self._is_blank and not has_words
-        self._waiting.append(piece)
-        self._num_waiting += max(1, len(piece))
-        if self.is_interleaved and (has_words or (piece and self._tokenizer is not None)):
-            num_ids = sum(len(part.ids) for part in self.parts[-1:])
-            state = len(self.parts), num_ids, len(self._held)
-            self._held += "".join(self._waiting)
-            self._waiting = []
-            self._advance()
-            num_ids = sum(len(part.ids) for part in self.parts[-1:])
-            if state != (len(self.parts), num_ids, len(self._held)):
-                self._num_waiting = 0
-        if self._num_waiting > MAX_WAITING_CHARACTERS:
-            reason = (
-                "without anything to speak"
-                if self.is_interleaved
-                else "and an offline model needs the whole text before it speaks. Use an interleaved model for text without end"
-            )
-            raise ValueError(
-                f"`text` is still going on after {MAX_WAITING_CHARACTERS:,} characters or empty pieces, {reason}."
-            )
-
-    def finish(self) -> None:
-        """Ends the text."""
-        if self._is_blank:
-            raise ValueError("`text` must not be empty, but its source has ended without any.")
-        self._held += "".join(self._waiting)
-        if not self.is_interleaved:
-            for part in self.processor.split_text(self._held, self.num_prompt_frames, len(self._prefix)):
-                self.parts.append(SledText(encode_text(self.processor.tokenizer, part)))
-        elif self._is_first() or self._held.strip():
-            self._close_part(len(self._held))
-        self.is_finished = True
-
-    def _is_first(self) -> bool:
-        return not self.parts or not self.parts[0].is_complete
-
-    def _count_positions(self, text: str) -> int:
-        return self.processor.estimate_num_positions(text, self.num_prompt_frames if self._is_first() else 0)
-
-    def _get_sentence_ends(self, text: str) -> list[int]:
-        """Where a part of this text may end after a sentence. The last sentence may go on and does not count."""
-        ends = itertools.accumulate(len(sentence) for sentence in self.processor.split_sentences(text)[:-1])
-        return [end for end in ends if end >= self._get_first_end()]
-
-    def _get_word_ends(self, text: str, num_positions: float) -> list[int]:
-        """Where a part of this text, of at most this many positions, may end after a word."""
-        ends = [match.end() for match in re.finditer(r"\S+(?=\s)", text)]
-        return [
-            end for end in ends if end >= self._get_first_end() and self._count_positions(text[:end]) <= num_positions
-        ]
-
-    def _get_first_end(self) -> int:
-        """No part ends inside what the tokenizer has, and the first one goes beyond what the prompt says."""
-        return max(len(self._text), len(self._prefix) + 1 if self._is_first() else 1)
-
-    def _advance(self) -> None:
-        """Moves text that is held back into parts, as far as it is clear where it belongs."""
-        while (end := self._find_end()) is not None:
-            self._close_part(end - len(self._text))
-        if self._is_first():
-            self._release(self._find_hold() - len(self._text))
-            while self._held and len(self.parts[0].ids) < self.num_first_tokens:
-                words = self._held.split(maxsplit=1)
-                self._release(len(self._held) - len(words[1]) if len(words) > 1 else len(self._held))
-
-    def _find_end(self) -> int | None:
-        """Where the part at the start of the text ends, or `None` if it may still take what follows."""
-        num_positions = self.processor.max_position_embeddings
-        text = (self._text + self._held)[: self._num_characters]
-        count = self._count_positions(text)
-        # A text that does not fit is cut into parts that leave each other room.
-        limit = min(num_positions / 2, num_positions - self._num_previous)
-        if count <= (num_positions if self._is_first() else limit):
-            return None
-        ends = self._get_sentence_ends(text)
-        fitting = [end for end in ends if self._count_positions(text[:end]) <= limit]
-        if fitting:
-            return fitting[-1]
-        if ends and self._count_positions(text[: ends[0]]) <= num_positions:
-            return ends[0]
-        if count <= num_positions:
-            return None
-        # A sentence that does not fit is cut after a word.
-        words = self._get_word_ends(text, num_positions / 2)
-        return words[-1] if words else max(self._get_first_end(), len(text) // 2)
-
-    def _find_hold(self) -> int:
-        """How far the text of the first part goes for certain, as long as it is not clear whether all of it fits."""
-        text = self._text + self._held
-        free = self.processor.max_position_embeddings - self._num_prompt_positions
-        if self._count_positions(text) <= self._num_prompt_positions + free / 3:
-            return len(text)
-        for end in self._get_sentence_ends(text):
-            if self._count_positions(text[:end]) >= self._num_prompt_positions + free / 3:
-                return end
-        words = self._get_word_ends(text, self._num_prompt_positions + free / 2)
-        return words[-1] if words else len(self._text)
-
-    def _release(self, length: int) -> None:
-        """Passes held back characters to the open part, which this opens if need be."""
-        if self._tokenizer is None:
-            self._tokenizer = SledIncrementalTokenizer(self.processor.tokenizer)
-            self.parts.append(SledText(is_complete=False))
-        released, self._held = self._held[:length], self._held[length:]
-        self._text += released
-        self.parts[-1].ids += self._tokenizer.push(released)
-
-    def _close_part(self, length: int) -> None:
-        """Passes held back characters to the open part and ends it."""
-        self._num_previous = self._count_positions(self._text + self._held[:length])
-        self._release(length)
-        if self._tokenizer is not None:
-            self.parts[-1].ids += self._tokenizer.finish()
-        self.parts[-1].is_complete = True
-        self._tokenizer, self._text = None, ""
-
-
 @dataclass
 class _StreamRequest:
     """What a stream is to say and how, and where its frames go."""
 
-    source: _TextSource
+    source: SledTextSource
     # Latents (num_frames, latent_dim) in float32.
     prompt: torch.Tensor | None
     generator: torch.Generator | None
@@ -1301,7 +1124,7 @@ def _get_pieces(text: object) -> Iterator[str]:
 
 
 def _drive(
-    events: Generator[Any, None, None], source: _TextSource, pieces: Iterator[str]
+    events: Generator[Any, None, None], source: SledTextSource, pieces: Iterator[str]
 ) -> Generator[torch.Tensor, None, None]:
     """Feeds a stream from an iterator."""
     with contextlib.closing(events):
@@ -1317,7 +1140,7 @@ def _drive(
 
 
 async def _drive_async(
-    events: Generator[Any, None, None], source: _TextSource, pieces: Iterator[str] | AsyncIterator[str]
+    events: Generator[Any, None, None], source: SledTextSource, pieces: Iterator[str] | AsyncIterator[str]
 ) -> AsyncGenerator[torch.Tensor, None]:
     """Feeds a stream from an iterator of either kind, its steps in threads that end with the stream."""
     end = object()

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from .generation_sled import _NEEDS_FRAME, _NEEDS_TEXT, _get_pieces, _Row, _StreamRequest, _TextSource
+from .generation_sled import _NEEDS_FRAME, _NEEDS_TEXT, _get_pieces, _Row, _StreamRequest
 from .streaming_sled import SledAudioChunker, SledStreamingDecoder
+from .text_sled import SledTextSource
 
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class SledStream:
         self._pieces = pieces
         self._takes_pieces = takes_pieces
         # What is to be done with the text in the server's next step.
-        self._inbox: deque[Callable[[_TextSource], None]] = deque()
+        self._inbox: deque[Callable[[SledTextSource], None]] = deque()
         # Waveforms, then None at the end.
         self._outbox: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
         self._is_finished = self._is_exhausted = self._is_closed = False
@@ -270,7 +271,7 @@ class SledStream:
         if not self._takes_pieces:
             raise RuntimeError("The text is complete: it was given to `add`, or `finish` was called.")
 
-    def _put(self, action: Callable[[_TextSource], None]) -> None:
+    def _put(self, action: Callable[[SledTextSource], None]) -> None:
         if not self._is_finished:
             self._inbox.append(action)
             self._server._wake()
@@ -712,7 +713,7 @@ class SledStreamServer:
         )
 
 
-def _raise(error: BaseException, source: _TextSource) -> None:
+def _raise(error: BaseException, source: SledTextSource) -> None:
     raise error
 
 

@@ -1,16 +1,14 @@
-"""Streaming parts of SLED: EnCodec decoding with state, chunking of audio, and tokenization of text as it arrives."""
+"""Streaming parts of SLED: EnCodec decoding with state, and chunking of audio."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EncodecModel
@@ -24,16 +22,13 @@ from transformers.models.encodec.modeling_encodec import (
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 # A layer takes (batch, time, channels) and the state of the stream, which it updates, and returns the same layout.
 _Layer = Callable[[Tensor, list[Tensor]], Tensor]
 
 # Frames decoded in one pass, which bounds the memory that a long input takes.
 _BLOCK_FRAMES = 32
-
-# What the pre-tokenizer of GPT-2 and RoBERTa splits off as soon as it is spelled out, whatever follows.
-_CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 
 
 class _CausalConv:
@@ -636,171 +631,3 @@ class _AudioIterator:
 
     def __del__(self) -> None:
         self._streamer.close()
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool = True) -> list[int]:
-    r"""
-    Token ids of a user's text, in which control tokens spelled out (`</s>`, `<pad>`, `<mask>`) are plain characters.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer.
-        text (`str`):
-            The text.
-        add_special_tokens (`bool`, *optional*, defaults to `True`):
-            Whether to put the tokenizer's own tokens around the text, `<s>` and `</s>` for SLED.
-
-    Returns:
-        `list[int]`: the ids.
-
-    Raises:
-        `ValueError`: if `text` is not a string, or holds half of a surrogate pair, which is no character.
-    """
-    _check_text("text", text)
-    return _encode_texts(tokenizer, [text], add_special_tokens)[0]
-
-
-def _encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool = False
-) -> list[list[int]]:
-    encoding = tokenizer(texts, add_special_tokens=add_special_tokens, split_special_tokens=True, verbose=False)
-    return encoding["input_ids"]
-
-
-def _check_text(name: str, text: str) -> None:
-    if not isinstance(text, str):
-        raise ValueError(f"`{name}` must be a string, got {text!r} of type {type(text).__name__}.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        character = text[error.start]
-        raise ValueError(
-            f"`{name}` must be valid Unicode, got the lone surrogate {character!r} in {text!r}."
-        ) from error
-
-
-def _get_word_splitter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[str]] | None:
-    """The pre-tokenizer, if it is one that cuts text by rules known here and nothing cuts or changes it before."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    pre_tokenizer = getattr(backend, "pre_tokenizer", None)
-    if (
-        not isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
-        or not pre_tokenizer.use_regex
-        or pre_tokenizer.add_prefix_space
-        or getattr(backend, "normalizer", None) is not None
-        or not all(token.special for token in tokenizer.added_tokens_decoder.values())
-    ):
-        return None
-    return lambda text: [text[start:end] for _, (start, end) in pre_tokenizer.pre_tokenize_str(text)]
-
-
-class SledIncrementalTokenizer:
-    r"""
-    Tokenizes a text that arrives in pieces, to the ids that the whole text gives. A piece may end anywhere: inside a
-    word, between a letter and its accent, around spaces. Ids are handed out once no later character can change them,
-    which is when the word they belong to is complete; only the unfinished word is kept and looked at again. Control
-    tokens spelled out are plain characters, as in [`encode_text`].
-
-    Words are those of the byte-level pre-tokenizer of GPT-2 and RoBERTa, which SLED's tokenizer uses. With any other
-    tokenizer all ids come from [`~SledIncrementalTokenizer.finish`]: correct, but late.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer.
-
-    Example:
-
-    ```python
-    >>> from transformers import AutoTokenizer
-    >>> from transformers_sled import SledIncrementalTokenizer
-
-    >>> tokenizer = AutoTokenizer.from_pretrained("ICTNLP/SLED-TTS-Streaming-Libriheavy")
-    >>> incremental = SledIncrementalTokenizer(tokenizer)
-    >>> ids = [incremental.push(piece) for piece in ["The d", "og bar", "ked."]] + [incremental.finish()]
-    >>> tokenizer.convert_ids_to_tokens(ids[0])
-    ['<s>', 'The']
-    >>> sum(ids, []) == tokenizer("The dog barked.")["input_ids"]
-    True
-
-    ```
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        self._split = _get_word_splitter(tokenizer)
-        self._held = ""
-        self._is_started = self._is_finished = False
-        self._prefix: list[int] = []
-        self._suffix: list[int] = []
-        if self._split is not None:
-            encoding = tokenizer("a", split_special_tokens=True, return_special_tokens_mask=True)
-            ids, is_special = encoding["input_ids"], encoding["special_tokens_mask"]
-            self._prefix = ids[: is_special.index(0)]
-            self._suffix = ids[len(ids) - is_special[::-1].index(0) :]
-
-    def push(self, piece: str) -> list[int]:
-        r"""
-        Takes the next piece of the text.
-
-        Args:
-            piece (`str`):
-                Any number of characters, 0 included.
-
-        Returns:
-            `list[int]`: the ids that are final now, special tokens included.
-
-        Raises:
-            `ValueError`: if `piece` is not a string, or holds half of a surrogate pair, which is no character.
-            `RuntimeError`: after [`~SledIncrementalTokenizer.finish`].
-        """
-        self._check_unfinished()
-        _check_text("piece", piece)
-        self._held += piece
-        if self._split is None:
-            return []
-        words = self._split(self._held)
-        num_final = self._count_final(words)
-        self._held = "".join(words[num_final:])
-        return self._encode(words[:num_final])
-
-    def finish(self) -> list[int]:
-        r"""
-        Ends the text.
-
-        Returns:
-            `list[int]`: the remaining ids, special tokens included.
-
-        Raises:
-            `RuntimeError`: if called twice.
-        """
-        self._check_unfinished()
-        self._is_finished = True
-        if self._split is None:
-            return encode_text(self.tokenizer, self._held)
-        ids = self._encode(self._split(self._held))
-        return ids + self._suffix if self._is_started else self._prefix + ids + self._suffix
-
-    def _check_unfinished(self) -> None:
-        if self._is_finished:
-            raise RuntimeError("The text was finished already; a new text needs a new tokenizer.")
-
-    @staticmethod
-    def _count_final(words: list[str]) -> int:
-        """Number of leading words that no later character can change."""
-        if not words or words[-1] in _CONTRACTIONS:
-            return len(words)
-        # An apostrophe and a letter may become a contraction, which is one word.
-        if words[-2:-1] == ["'"] and any(contraction.startswith("'" + words[-1]) for contraction in _CONTRACTIONS):
-            return len(words) - 2
-        # A run of letters, digits, signs or spaces may go on, and its last space may join the next word.
-        return len(words) - 1
-
-    def _encode(self, words: list[str]) -> list[int]:
-        if not words:
-            return []
-        # Each word on its own, because spaces are cut into words in another way at the end of a text than before a word.
-        ids = list(itertools.chain.from_iterable(_encode_texts(self.tokenizer, words)))
-        if ids and not self._is_started:
-            self._is_started = True
-            return self._prefix + ids
-        return ids
