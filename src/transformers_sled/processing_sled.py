@@ -27,7 +27,7 @@ from .hub_sled import SledHubMixin, link_processor
 from .text_sled import (
     TEXT_BYTES_PER_SECOND,
     SledPartSplitter,
-    SledWordReader,
+    SledTextCleaner,
     check_text,
     encode_text,
     is_sentence_end,
@@ -309,6 +309,15 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], **data}
         )
 
+    def get_reader(self) -> SledTextCleaner:
+        """
+        Starts to read a text that arrives in pieces.
+
+        Returns:
+            [`SledTextCleaner`]: takes the pieces, gives words as they will be read.
+        """
+        return SledTextCleaner(self.language)
+
     def get_words(self, text: str) -> list[str]:
         """
         Cuts a text into words, as they will be read.
@@ -320,7 +329,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         Returns:
             `list[str]`: the words, each with the white space before it: a space, or `"\\n\\n"` where a paragraph begins.
         """
-        reader = SledWordReader()
+        reader = self.get_reader()
         return reader.push(check_text("text", text)) + reader.finish()
 
     def split_text(self, text: str, num_prompt_frames: int = 0, prompt_text: str | None = None) -> list[str]:

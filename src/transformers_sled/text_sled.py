@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -63,6 +65,283 @@ CONJUNCTIONS = {
     )
 }
 
+# Words that show, where they are in capitals, that their neighbours are words in capitals too and no acronyms.
+COMMON_WORDS = {
+    "en": frozenset(
+        [
+            "about",
+            "after",
+            "again",
+            "all",
+            "always",
+            "am",
+            "an",
+            "and",
+            "another",
+            "any",
+            "are",
+            "as",
+            "at",
+            "away",
+            "back",
+            "be",
+            "because",
+            "been",
+            "before",
+            "best",
+            "better",
+            "big",
+            "but",
+            "by",
+            "call",
+            "can",
+            "cannot",
+            "come",
+            "could",
+            "danger",
+            "day",
+            "did",
+            "didn't",
+            "do",
+            "does",
+            "doesn't",
+            "don't",
+            "done",
+            "door",
+            "down",
+            "even",
+            "ever",
+            "every",
+            "find",
+            "first",
+            "for",
+            "found",
+            "free",
+            "from",
+            "get",
+            "girl",
+            "give",
+            "go",
+            "going",
+            "good",
+            "got",
+            "great",
+            "had",
+            "happy",
+            "has",
+            "have",
+            "he",
+            "hello",
+            "help",
+            "her",
+            "here",
+            "him",
+            "his",
+            "home",
+            "hot",
+            "how",
+            "hurry",
+            "i'm",
+            "if",
+            "in",
+            "into",
+            "is",
+            "isn't",
+            "it",
+            "it's",
+            "its",
+            "just",
+            "keep",
+            "know",
+            "last",
+            "leave",
+            "left",
+            "let",
+            "life",
+            "like",
+            "listen",
+            "little",
+            "long",
+            "look",
+            "love",
+            "made",
+            "make",
+            "man",
+            "many",
+            "may",
+            "me",
+            "more",
+            "most",
+            "much",
+            "must",
+            "my",
+            "never",
+            "new",
+            "next",
+            "nice",
+            "no",
+            "nobody",
+            "not",
+            "nothing",
+            "now",
+            "of",
+            "off",
+            "oh",
+            "old",
+            "on",
+            "once",
+            "one",
+            "only",
+            "open",
+            "or",
+            "other",
+            "our",
+            "out",
+            "over",
+            "part",
+            "people",
+            "place",
+            "please",
+            "put",
+            "quiet",
+            "read",
+            "really",
+            "right",
+            "run",
+            "said",
+            "same",
+            "saw",
+            "say",
+            "see",
+            "she",
+            "should",
+            "small",
+            "so",
+            "some",
+            "sorry",
+            "start",
+            "still",
+            "stop",
+            "such",
+            "take",
+            "tell",
+            "than",
+            "thank",
+            "that",
+            "that's",
+            "the",
+            "their",
+            "them",
+            "then",
+            "there",
+            "these",
+            "they",
+            "thing",
+            "think",
+            "this",
+            "those",
+            "time",
+            "to",
+            "today",
+            "together",
+            "tomorrow",
+            "too",
+            "two",
+            "under",
+            "until",
+            "up",
+            "us",
+            "use",
+            "very",
+            "wait",
+            "want",
+            "wanted",
+            "warning",
+            "was",
+            "watch",
+            "way",
+            "we",
+            "welcome",
+            "well",
+            "went",
+            "were",
+            "what",
+            "when",
+            "where",
+            "which",
+            "while",
+            "who",
+            "why",
+            "will",
+            "with",
+            "without",
+            "won't",
+            "work",
+            "world",
+            "would",
+            "wow",
+            "yes",
+            "yet",
+            "you",
+            "your",
+        ]
+    )
+}
+# Of these, the ones that are more likely something else when they stand alone among words that are not in capitals.
+AMBIGUOUS_WORDS = {"en": frozenset(["am", "an", "in", "it", "may", "me", "or", "us", "who"])}
+# Read letter by letter also among words in capitals, if they have a vowel; without one they are in any case.
+ACRONYMS = {
+    "en": frozenset(
+        [
+            "ai",
+            "api",
+            "aka",
+            "asap",
+            "ceo",
+            "cfo",
+            "cia",
+            "cio",
+            "cpu",
+            "diy",
+            "dna",
+            "ecg",
+            "eeg",
+            "eta",
+            "eu",
+            "faq",
+            "fbi",
+            "gpu",
+            "hiv",
+            "id",
+            "iq",
+            "io",
+            "ios",
+            "ip",
+            "irs",
+            "nba",
+            "nfl",
+            "oecd",
+            "pa",
+            "pin",
+            "rna",
+            "rsvp",
+            "suv",
+            "ua",
+            "uae",
+            "ufo",
+            "ui",
+            "uk",
+            "un",
+            "url",
+            "usa",
+            "usb",
+            "ux",
+            "vip",
+            "vpn",
+        ]
+    )
+}
+
 # Marks after which a sentence may end; sentencex decides whether it does.
 _TERMINATORS = ".!?…。！？｡．։؟۔।॥၊။።፧።᙮᠃᠉"
 _CLOSERS = "\"'”’»)]}」』）〉》】"
@@ -79,6 +358,34 @@ _PARAGRAPH_END = re.compile(r"[\f\u2029]")
 
 # A word of more bytes than this may be cut, after any few of them, where it does not fit a part.
 _MAX_WORD_LENGTH, _WORD_PIECE = 20, 5
+
+# A tag of SSML, and an entity, are waited for this long.
+_MAX_TAG_LENGTH, _MAX_ENTITY_LENGTH = 1000, 10
+_TAG = re.compile(rf"<(/?)([A-Za-z][\w:-]*)?[^<>]{{0,{_MAX_TAG_LENGTH}}}>")
+_ENTITY = re.compile(rf"&#?\w{{1,{_MAX_ENTITY_LENGTH}}};")
+_OPEN_MARKUP = re.compile(rf"<[^<>]{{0,{_MAX_TAG_LENGTH}}}$|&#?\w{{0,{_MAX_ENTITY_LENGTH}}}$")
+_PARAGRAPH_TAGS = frozenset(["break", "p", "speak"])
+
+# Forms of characters that tokenizers and voices know.
+_FORMS = {
+    **dict.fromkeys("‘’‚‛′ʼʹ＇`´", "'"),
+    **dict.fromkeys("“”„‟″«»‹›＂", '"'),
+    **dict.fromkeys("‐‑−﹣－", "-"),
+    **dict.fromkeys("―⸺⸻﹘", "—"),
+    **{"‒": "–", "…": "...", "⁄": "/", "∕": "/", "℃": "°C", "℉": "°F", "№": "No. ", "⁇": "??", "‼": "!!", "⁉": "?!"},
+    **dict.fromkeys("°±×÷€£¥¢₹₩₽§¶µ", None),
+}
+# Blocks of characters that are letters and digits in another form: full width, ligatures, letters of mathematics.
+_COMPATIBLE = ((0xFB00, 0xFB06), (0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A), (0x1D400, 0x1D7FF))
+
+_JOINERS = re.compile("(?<![\u0600-\U0003ffff])[\u200c\u200d]|[\u200c\u200d](?![\u0600-\U0003ffff])")
+_STARS = re.compile(r"(?<!\d)\*+|\*+(?!\d)")
+_DASH = re.compile(r"\s*(?:—|--+|(?:(?<![^\W\d_])–|–(?![^\W\d_])))\s*")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_ROMAN_NUMERAL = re.compile(r"[IVX]{2,}")
+
+# Words in capitals that are looked at, at most, to tell whether they are words.
+_CAPITAL_WINDOW = 4
 
 # Words of a sentence that are looked at to tell where it ends.
 _SENTENCE_WINDOW = 100
@@ -232,6 +539,216 @@ class SledWordReader:
         return space
 
 
+class _CharacterTable(dict[int, str | None]):
+    """For `str.translate`: what each character becomes on its own, worked out when it is first seen."""
+
+    def __missing__(self, code: int) -> str | None:
+        self[code] = form = self._get_form(chr(code))
+        return form
+
+    @staticmethod
+    def _get_form(character: str) -> str | None:
+        code = ord(character)
+        if character in _FORMS:
+            return _FORMS[character] or character
+        if any(first <= code <= last for first, last in _COMPATIBLE):
+            return unicodedata.normalize("NFKC", character)
+        if code < 0x7F and not character.isspace():
+            return character if character.isprintable() else None
+        if character.isspace() or character in "\u200c\u200d":
+            return character
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cf", "Cn", "Co") or 0xFE00 <= code <= 0xFE0F or code in (0x034F, 0x20E3):
+            return None
+        # Emoji, arrows and other signs that are seen and not read.
+        return " " if category in ("So", "Sk", "Sm") else character
+
+
+_CHARACTERS = _CharacterTable()
+
+
+class SledTextCleaner:
+    r"""
+    Cuts a text that arrives in pieces into words and leaves out what no voice should read, the same however it is cut into
+    pieces: white space of any kind becomes one space, or `"\n\n"` where a paragraph begins; characters without a sound
+    (zero width, control, emoji) go; letters are composed (NFC); quotes, dashes and ellipses get plain forms; words in
+    capitals are words, and what may be an acronym is left alone. A text that starts with `<speak>` is SSML: its tags go.
+    In any other text, tags are plain characters.
+
+    Args:
+        language (`str`, *optional*, defaults to `"en"`):
+            Code of the language, whose words are known by heart.
+
+    Example:
+
+    ```python
+    >>> from transformers_sled.text_sled import SledTextCleaner
+
+    >>> cleaner = SledTextCleaner()
+    >>> [cleaner.push(piece) for piece in ["THE DO", "G\u00a0bark", "ed\u2026 \N{DOG}"]] + [cleaner.finish()]
+    [['The'], [' dog'], [], [' barked...']]
+
+    ```
+    """
+
+    def __init__(self, language: str = "en") -> None:
+        self._common_words = COMMON_WORDS.get(language, frozenset())
+        self._ambiguous_words = AMBIGUOUS_WORDS.get(language, frozenset())
+        self._acronyms = ACRONYMS.get(language, frozenset())
+        self._reader = SledWordReader()
+        # Whether the text is SSML, and what is held back to tell, or to see the end of a tag.
+        self._is_ssml: bool | None = None
+        self._held = ""
+        # Words in capitals that may be acronyms.
+        self._capitals: list[str] = []
+        self._is_shouting = False
+        # Space that belongs to the next word, and the last word that was handed out.
+        self._space = ""
+        self._last = ""
+
+    def push(self, piece: str) -> list[str]:
+        r"""
+        Takes the next piece of the text.
+
+        Args:
+            piece (`str`):
+                Any number of characters, 0 included.
+
+        Returns:
+            `list[str]`: the words that are final now, each with the white space before it.
+        """
+        return self._clean(self._reader.push(self._read_markup(piece.translate(_CHARACTERS), is_last=False)))
+
+    def finish(self) -> list[str]:
+        r"""
+        Ends the text.
+
+        Returns:
+            `list[str]`: the remaining words.
+        """
+        words = self._reader.push(self._read_markup("", is_last=True)) + self._reader.finish()
+        return self._clean(words) + self._decide_capitals()
+
+    def _read_markup(self, piece: str, is_last: bool) -> str:
+        """The piece without tags, if the text is SSML."""
+        if self._is_ssml is False:
+            return piece
+        text = self._held + piece
+        if self._is_ssml is None:
+            start = text.lstrip()[: len("<speak")]
+            if "<speak".startswith(start) and len(start) < len("<speak") and not is_last:
+                # White space before the first word needs no keeping.
+                self._held = start
+                return ""
+            self._is_ssml = start == "<speak"
+            if not self._is_ssml:
+                self._held = ""
+                return text
+        open_markup = None if is_last else _OPEN_MARKUP.search(text)
+        end = len(text) if open_markup is None else open_markup.start()
+        text, self._held = text[:end], text[end:]
+        text = _TAG.sub(lambda tag: "\n\n" if (tag.group(2) or "").lower() in _PARAGRAPH_TAGS else " ", text)
+        return _ENTITY.sub(lambda entity: html.unescape(entity.group()), text).translate(_CHARACTERS)
+
+    def _clean(self, words: list[str]) -> list[str]:
+        cleaned: list[str] = []
+        for word in words:
+            text = word.lstrip()
+            # The space of a word that says nothing goes to the next one.
+            self._space = max(self._space, word[: len(word) - len(text)], key=len)
+            for index, part in enumerate(self._clean_word(text).split(" ")):
+                self._space = self._space or (" " if index else "")
+                if part:
+                    cleaned += self._read_word(part)
+        return cleaned
+
+    @staticmethod
+    def _clean_word(word: str) -> str:
+        """A word in plain characters. A comma stands for a dash; it may come first. There may be spaces."""
+        word = unicodedata.normalize("NFC", word).translate(_CHARACTERS)
+        word = _JOINERS.sub("", word)
+        if word.isascii() and word.isalnum():
+            return word
+        word = _STARS.sub("", word).strip("_~|\\")
+        word = re.sub(r"(?<!\w)''+|''+(?!\w)", '"', word)
+        word = re.sub(r"\.{2,}", "...", word)
+        word = re.sub(r"[!?]{2,}", lambda marks: "?" if "?" in marks.group() else "!", word)
+        word = re.sub(r"(?<=\d)–(?=\d)|(?<=[^\W\d_])–(?=[^\W\d_])", "-", word)
+        return _DASH.sub(", ", word).rstrip(" ")
+
+    def _read_word(self, word: str) -> list[str]:
+        """Hands out a word, unless it is in capitals and it is open what it is."""
+        if word.startswith(",") or (word == "-" and not self._ends_with_digit()):
+            # A pause, which belongs to the word before it.
+            words = self._decide_capitals()
+            rest = word[1:].lstrip(",")
+            if self._last[-1:].isalnum():
+                words += self._hand_out([","])
+            if rest:
+                words += self._read_word(rest)
+            return words
+        space = "" if not self._last and not self._capitals else self._space
+        self._space = ""
+        spaced = space + word
+        letters = "".join(_LETTERS.findall(word))
+        if not letters.isupper() or any(character.isdigit() for character in word) or len(letters) < 2:
+            is_neutral = not letters or letters.isupper()
+            if is_neutral and self._capitals:
+                self._capitals.append(spaced)
+                return self._decide_capitals() if self._ends_run(word) else []
+            words = self._decide_capitals()
+            self._is_shouting = self._is_shouting and is_neutral
+            return words + self._hand_out([spaced])
+        self._capitals.append(spaced)
+        is_common = word.lower().strip("\"'()[]{}.,;:!?") in self._common_words
+        num_capitals = sum(len("".join(_LETTERS.findall(one))) > 1 for one in self._capitals)
+        if is_common and (num_capitals > 1 or word.lower().strip("\"'()[]{}.,;:!?") not in self._ambiguous_words):
+            self._is_shouting = True
+        if self._is_shouting or num_capitals >= _CAPITAL_WINDOW or self._ends_run(word):
+            return self._decide_capitals()
+        return []
+
+    def _ends_with_digit(self) -> bool:
+        return (self._capitals[-1] if self._capitals else self._last)[-1:].isdigit()
+
+    @staticmethod
+    def _ends_run(word: str) -> bool:
+        return not word[-1].isalnum()
+
+    def _decide_capitals(self) -> list[str]:
+        """Hands out the words that were held back because they are in capitals."""
+        words, self._capitals = self._capitals, []
+        capitals = [letters for word in words if len(letters := "".join(_LETTERS.findall(word))) > 1]
+        if not self._is_shouting:
+            can_be_words = all(len(letters) > 3 and re.search("[AEIOUY]", letters) for letters in capitals)
+            self._is_shouting = len(capitals) >= _CAPITAL_WINDOW or (len(capitals) > 1 and can_be_words)
+        if not self._is_shouting:
+            return self._hand_out(words)
+        return list(itertools.chain.from_iterable(self._hand_out([self._lower(word)]) for word in words))
+
+    def _lower(self, word: str) -> str:
+        letters = "".join(_LETTERS.findall(word))
+        if (
+            len(letters) < 2
+            or letters.lower() in self._acronyms
+            or _ROMAN_NUMERAL.fullmatch(letters)
+            or (letters.isascii() and not re.search("[AEIOUY]", letters))
+        ):
+            return word
+        lowered = word.lower()
+        if not self._last or word.startswith("\n") or _ENDS_WITH_TERMINATOR.search(self._last):
+            start = _LETTERS.search(lowered)
+            assert start is not None
+            index = start.start()
+            return lowered[:index] + lowered[index].upper() + lowered[index + 1 :]
+        return re.sub(r"(?<!\w)i(?!\w)", "I", lowered)
+
+    def _hand_out(self, words: list[str]) -> list[str]:
+        if words:
+            self._last = words[-1]
+        return words
+
+
 def is_sentence_end(sentence: str, next_word: str, language: str) -> bool:
     r"""
     Tells whether a sentence ends between two words.
@@ -383,6 +900,12 @@ class SledPartSplitter:
         if not self._sentence and not is_speakable(text):
             # Marks that begin a sentence say nothing, and a sentence may be nothing else.
             return parts
+        if self._words and not word[:1].isspace() and not is_speakable(text):
+            # Marks that go to the word before them. They count for nothing, so that they are never what is too much.
+            self._append(text, is_counted=False)
+            self._sentence[-1] += text
+            self._word_ends[-1:] = [len(self._words)]
+            return parts
         space = "" if self.is_first and not self._words else " " if word[:1].isspace() else ""
         self._sentence = [*self._sentence[-_SENTENCE_WINDOW:], space + text]
         step = _WORD_PIECE if len(text.encode()) > _MAX_WORD_LENGTH else len(text)
@@ -393,11 +916,12 @@ class SledPartSplitter:
             parts.append(self._take(self._find_end()))
         return parts
 
-    def _append(self, word: str) -> None:
-        (ids,) = _encode_texts(self._processor.tokenizer, [word])
+    def _append(self, word: str, is_counted: bool = True) -> None:
+        num_tokens = len(_encode_texts(self._processor.tokenizer, [word])[0]) if is_counted else 0
+        num_bytes = len(word.encode()) if is_counted else 0
         self._words.append(word)
-        self._num_tokens.append((self._num_tokens[-1] if self._num_tokens else 0) + len(ids))
-        self._num_bytes.append((self._num_bytes[-1] if self._num_bytes else 0) + len(word.encode()))
+        self._num_tokens.append((self._num_tokens[-1] if self._num_tokens else 0) + num_tokens)
+        self._num_bytes.append((self._num_bytes[-1] if self._num_bytes else 0) + num_bytes)
 
     def _is_clause_end(self, word: str, next_word: str) -> bool:
         conjunctions = CONJUNCTIONS.get(self._processor.language, frozenset())
@@ -518,7 +1042,7 @@ class SledTextSource:
         self.is_finished = False
         self._tokenizer = processor.tokenizer
         self._is_interleaved = is_interleaved
-        self._reader = SledWordReader()
+        self._reader = processor.get_reader()
         prompt_words = processor.get_words(prompt_text) if prompt_text is not None else []
         self._splitter = SledPartSplitter(processor, prompt_words, num_prompt_frames)
         self._follows_prompt = bool(prompt_words)
@@ -767,6 +1291,7 @@ def _shorten(value: object) -> str:
 __all__ = [
     "SledIncrementalTokenizer",
     "SledPartSplitter",
+    "SledTextCleaner",
     "SledTextPart",
     "SledTextSource",
     "SledWordReader",
