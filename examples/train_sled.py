@@ -48,7 +48,7 @@ from transformers_sled.data_sled import (
     codebooks_digest,
     load_source,
 )
-from transformers_sled.streaming_sled import encode_text
+from transformers_sled.text_sled import encode_text
 
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
 
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
 from transformers_sled.data_sled import SledDataCollator, load_source, prepare_dataset
-from transformers_sled.streaming_sled import encode_text
+from transformers_sled.text_sled import encode_text
 
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, EncodecModel, PreTrainedTokenizerBase
 
 from transformers_sled.data_sled import load_source
-from transformers_sled.streaming_sled import encode_text
+from transformers_sled.text_sled import encode_text
 
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from transformers_sled.data_sled import load_source
-from transformers_sled.streaming_sled import encode_text
+from transformers_sled.text_sled import encode_text
 
 
 def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

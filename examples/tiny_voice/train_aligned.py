@@ -27,7 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, HfArgumentP
 from transformers.masking_utils import eager_mask
 
 from transformers_sled import SledForSpeechSynthesis
-from transformers_sled.streaming_sled import encode_text
+from transformers_sled.text_sled import encode_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .codec_sled import encode_codes
-from .streaming_sled import encode_text
+from .text_sled import encode_text
 
 
 if TYPE_CHECKING:
