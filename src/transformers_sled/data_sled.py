@@ -24,6 +24,7 @@ import soxr
 import torch
 from tqdm.auto import tqdm
 
+from .codec_sled import encode_codes
 from .streaming_sled import encode_text
 
 
@@ -413,8 +414,7 @@ def extract_codes(waveforms: Sequence[np.ndarray], codec: EncodecModel, bandwidt
 
     Args:
         waveforms (sequence of `np.ndarray` of shape `(samples,)`):
-            Mono audio at the codec's sampling rate. To encode a row shorter than `codec.config.last_kernel_size`
-            frames, pass it alone: its beginning sees its padding.
+            Mono audio at the codec's sampling rate.
         codec ([`EncodecModel`]):
             The codec, on the device to run on.
         bandwidth (`float`, *optional*, defaults to 6.0):
@@ -423,14 +423,8 @@ def extract_codes(waveforms: Sequence[np.ndarray], codec: EncodecModel, bandwidt
     Returns:
         `list` of `np.ndarray` of shape `(codebooks, frames)`, int16.
     """
-    hop_length = codec.config.hop_length
-    frames = [math.ceil(len(waveform) / hop_length) for waveform in waveforms]
-    padded = torch.zeros(len(waveforms), 1, max(frames) * hop_length)
-    for row, waveform in zip(padded, waveforms, strict=True):
-        row[0, : len(waveform)] = torch.as_tensor(waveform)
-    codes = codec.encode(padded.to(codec.device), bandwidth=bandwidth).audio_codes[0]
-    codes = codes.to("cpu", torch.int16).numpy()
-    return [row[:, :length] for row, length in zip(codes, frames, strict=True)]
+    codes = encode_codes(codec, [torch.as_tensor(waveform) for waveform in waveforms], bandwidth)
+    return [row.to("cpu", torch.int16).numpy() for row in codes]
 
 
 def codebooks_digest(codec: EncodecModel, bandwidth: float = 6.0) -> str:
