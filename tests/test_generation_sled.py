@@ -741,7 +741,7 @@ def test_event_loop_cancels():
             pass
 
     async def cancel(text):
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(speak(text), timeout=0.3)
 
     async def waiting():

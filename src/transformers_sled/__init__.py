@@ -12,6 +12,8 @@ from .text_sled import SledIncrementalTokenizer
 from .voices import builtin_voice
 
 
+__version__ = "0.1.0"
+
 AutoConfig.register("sled", SledConfig)
 # `AutoConfig.register` takes one model type for a class; this is the released checkpoints'.
 CONFIG_MAPPING.register("speech_llama", SledConfig)
@@ -35,5 +37,6 @@ __all__ = [
     "SledStream",
     "SledStreamServer",
     "SledStreamingDecoder",
+    "__version__",
     "builtin_voice",
 ]
