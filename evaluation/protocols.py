@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from tqdm import tqdm
 
-from transformers_sled.data_sled import load_source, read_audio
+from transformers_sled.training import load_source, read_audio
 
 
 PROTOCOLS = {
@@ -57,7 +57,7 @@ class SpeechDataset:
 
     Args:
         name (`str`):
-            What [`~transformers_sled.data_sled.load_source`] takes: a Parquet, CSV or JSON lines file, a folder written
+            What [`~transformers_sled.training.load_source`] takes: a Parquet, CSV or JSON lines file, a folder written
             by `save_to_disk`, a folder of audio files with a metadata file, or a Hub id.
         sampling_rate (`int`):
             The rate that recordings are read at, in hertz.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTextToWaveform, AutoProcessor, TorchAoConfig, pipeline
 
 from transformers_sled import SledForSpeechSynthesis, builtin_voice
-from transformers_sled.data_sled import load_source, read_audio
+from transformers_sled.training import load_source, read_audio
 
 
 ROOT = Path(__file__).parent.parent

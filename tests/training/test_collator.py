@@ -8,11 +8,11 @@ import soundfile
 import torch
 from transformers import EncodecModel
 
-from transformers_sled.data_sled import SledDataCollator, extract_codes
 from transformers_sled.processing_sled import SledProcessor
+from transformers_sled.training import SledDataCollator, extract_codes
 
 
-GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 RATE = 24000
 TEXTS = ["Stop.", "The dog barked all night, and she left </s> at once."]
 LENGTHS = [9000, 15017]
