@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 TEXT = "The dog barked all night."
 CODE_FILES = {
+    "audio_sled.py",
     "configuration_sled.py",
     "generation_sled.py",
     "hub_sled.py",
