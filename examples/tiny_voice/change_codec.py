@@ -13,7 +13,8 @@ import torch
 from transformers import EncodecModel
 
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
-from transformers_sled.training import change_codec, load_source, read_audio
+from transformers_sled.audio_sled import read_audio
+from transformers_sled.training import change_codec, load_source
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     codec = EncodecModel.from_pretrained(arguments.codec)
     dataset = load_source(arguments.train_files).shuffle(seed=0)
     rows = dataset.select(range(min(arguments.num_utterances, len(dataset))))
-    audio = [torch.from_numpy(read_audio(row["audio"], codec.config.sampling_rate)) for row in rows]
+    audio = [torch.from_numpy(read_audio(row["audio"], target_rate=codec.config.sampling_rate)) for row in rows]
     explained_old, explained_new = change_codec(model, codec, audio)
     model.save_pretrained(arguments.output_dir)
     SledProcessor.from_pretrained(arguments.model).save_pretrained(arguments.output_dir)

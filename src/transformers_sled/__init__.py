@@ -8,6 +8,7 @@ from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
 from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, SledStreamingDecoder
+from .training.collator import SledDataCollator
 from .voices import builtin_voice
 
 
@@ -22,6 +23,7 @@ __all__ = [
     "SledAudioChunker",
     "SledAudioStreamer",
     "SledConfig",
+    "SledDataCollator",
     "SledForSpeechSynthesis",
     "SledGenerateOutput",
     "SledGenerationMixin",

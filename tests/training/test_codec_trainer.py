@@ -16,6 +16,7 @@ import soundfile
 import torch
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
+from transformers_sled.audio_sled import read_audio
 from transformers_sled.training import (
     CodecDataArguments,
     CodecModelArguments,
@@ -26,7 +27,6 @@ from transformers_sled.training import (
     decode_utterances,
     load_codec_data,
     load_source,
-    read_audio,
     resynthesize,
 )
 from transformers_sled.training.codec_losses import (
@@ -144,7 +144,7 @@ def test_tiny_voice_codec_resynthesizes_speech():
     )
     mel_loss = MelLoss(RATE, [2048, 1024, 512, 256], [160, 100, 64, 32])
     for row in load_source(str(UTTERANCES)):
-        audio = torch.from_numpy(read_audio(row["audio"], RATE))
+        audio = torch.from_numpy(read_audio(row["audio"], target_rate=RATE))
         resynthesis, latents = resynthesize(codec, audio)
         assert latents.shape == (-(-len(audio) // 800), 32)
         # In nepers; silence is at 1.7.

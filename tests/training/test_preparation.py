@@ -16,14 +16,12 @@ import torch
 from transformers import AutoTokenizer, EncodecModel
 
 from transformers_sled.training import (
-    DroppedItemError,
     PreparationArguments,
     TokenizerArguments,
     extract_codes,
     load_manifest,
     load_source,
     prepare_dataset,
-    read_audio,
     train_tokenizer,
 )
 
@@ -194,7 +192,7 @@ def test_what_cannot_be_used_is_counted_named_and_skipped(codec, tmp_path):
         for line in (tmp_path / "out" / "preparation" / "train-dropped.jsonl").read_text().splitlines()
     ]
     assert {(item["row"], item["id"]) for item in dropped} >= {(1, None), (5, "cut-missing"), (10, "cut-overhang")}
-    assert next(item["detail"] for item in dropped if item["id"] == "cut-missing").endswith("nowhere.wav")
+    assert "nowhere.wav' does not exist" in next(item["detail"] for item in dropped if item["id"] == "cut-missing")
 
 
 def test_a_shard_with_nothing_to_keep(codec, tmp_path, corpus):
@@ -335,21 +333,6 @@ def test_bad_arguments(codec, tmp_path, corpus, arguments, message):
 def test_a_codec_without_codebooks(codec, tmp_path, corpus):
     with pytest.raises(ValueError, match="empty codebooks"):
         prepare(corpus, tmp_path / "out", EncodecModel(codec.config))
-
-
-def test_read_audio_resamples_averages_channels_and_reads_part(tmp_path):
-    stereo = np.stack([noise(RATE, 1), noise(RATE, 2)], axis=1)
-    soundfile.write(tmp_path / "stereo.wav", stereo, RATE, subtype="FLOAT")
-    np.testing.assert_allclose(read_audio(tmp_path / "stereo.wav", RATE), stereo.mean(axis=1), atol=1e-7)
-    part = {"path": str(tmp_path / "stereo.wav"), "start": 0.25, "duration": 0.5, "channel": 1}
-    np.testing.assert_array_equal(read_audio(part, RATE), stereo[6000:18000, 1])
-    tone = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000).astype(np.float32)
-    resampled = read_audio({"array": tone, "sampling_rate": 16000}, RATE)
-    expected = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
-    assert len(resampled) == RATE
-    np.testing.assert_allclose(resampled[1000:-1000], expected[1000:-1000], atol=1e-3)
-    with pytest.raises(DroppedItemError, match="missing"):
-        read_audio(tmp_path / "nowhere.wav", RATE)
 
 
 def test_a_trained_tokenizer_has_the_released_layout(tmp_path):

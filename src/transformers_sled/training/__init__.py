@@ -21,7 +21,6 @@ _PUBLIC_NAMES = {
     "models": ["SledModelArguments", "add_adapters", "load_model"],
     "preparation": ["PreparationArguments", "extract_codes", "prepare_dataset"],
     "recipes": ["parse_recipe"],
-    "recordings": ["DroppedItemError", "read_audio"],
     "segments": ["CodecDataArguments", "SpeechSegments", "decode_utterances", "load_codec_data"],
     "sources": ["load_manifest", "load_source"],
     "splits": ["SledDataArguments", "load_splits"],

@@ -79,9 +79,14 @@ class Alignment:
     is_visible: torch.Tensor | None = None
     probabilities: torch.Tensor | None = None
 
+    def get_visible_probabilities(self) -> torch.Tensor:
+        """The probabilities that can be learned from, `(count,)`, after the layer's forward."""
+        assert self.probabilities is not None and self.is_visible is not None
+        return self.probabilities[self.is_visible]
+
 
 def aligned_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -98,7 +103,7 @@ def aligned_attention(
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32)
     alignment: Alignment | None = getattr(module, "alignment", None)
-    if alignment is not None:
+    if alignment is not None and attention_mask is not None:
         keys = alignment.keys[..., None]
         num_heads = keys.shape[1]
         aligned, others = weights[:, :num_heads], weights[:, num_heads:]
@@ -177,6 +182,10 @@ class AlignedTrainer(SledTrainer):
         super().__init__(*args, data_collator=collator, **kwargs)
         model = self.get_plain_model()
         config = model.config
+        if self.args.gradient_checkpointing:
+            raise ValueError(
+                "Aligned training does not go with --gradient_checkpointing: attention is forced only once"
+            )
         layers, heads = alignment_args.aligned_layers, alignment_args.aligned_heads
         if max(layers) >= config.num_hidden_layers:
             raise ValueError(f"--aligned_layers must be below {config.num_hidden_layers}, got {layers}")
@@ -212,13 +221,17 @@ class AlignedTrainer(SledTrainer):
         return output
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         inputs = dict(inputs)
         alignment, phonemes = inputs.pop("alignment"), inputs.pop("phonemes")
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        plain = self.get_plain_model()
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        plain: Any = self.get_plain_model()
         arguments = self.alignment_args
         remaining = max(0.0, 1 - self.state.global_step / max(arguments.alignment_steps, 1))
         additional = arguments.first_latent_noise_std - self.last_latent_noise_std
@@ -230,13 +243,13 @@ class AlignedTrainer(SledTrainer):
             targets.append(locate(plain, alignment, text_mask, frame_mask, num_heads, share))
             plain.model.layers[layer].self_attn.alignment = targets[-1]
         try:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         finally:
             for layer in arguments.aligned_layers:
                 plain.model.layers[layer].self_attn.alignment = None
             plain.config.latent_noise_std = self.last_latent_noise_std
-        losses = [-target.probabilities[target.is_visible].clamp(min=1e-6).log() for target in targets]
-        attention_loss = torch.cat(losses)
+        probabilities = torch.cat([target.get_visible_probabilities() for target in targets])
+        attention_loss = -probabilities.clamp(min=1e-6).log()
         if len(attention_loss):
             self.alignment_sums += torch.stack(
                 [attention_loss.detach().sum(), attention_loss.new_tensor(len(attention_loss))]

@@ -49,7 +49,7 @@ def change_codec(model: SledForSpeechSynthesis, codec: EncodecModel, audio: list
     Raises:
         `ValueError`: if the codecs differ in sampling rate, samples of a frame or width of latents.
     """
-    old = model.codec
+    old = model.get_codec()
     for name in ("sampling_rate", "hop_length", "hidden_size"):
         if getattr(old.config, name) != getattr(codec.config, name):
             raise ValueError(
@@ -62,7 +62,7 @@ def change_codec(model: SledForSpeechSynthesis, codec: EncodecModel, audio: list
     old_latents, new_latents = (torch.cat(latents) for latents in zip(*pairs, strict=True))
     weight, bias, explained_old = fit_linear_map(new_latents, old_latents)
     reading = model.z_proj
-    reading.bias += reading.weight @ bias
+    reading.bias.add_(reading.weight @ bias)
     reading.weight.copy_(reading.weight @ weight)
     weight, bias, explained_new = fit_linear_map(old_latents, new_latents)
     writing = model.generative_head.final_layer.linear

@@ -4,13 +4,17 @@ Compression", https://huggingface.co/papers/2210.13438).
 """
 
 import torch
-from torch import nn
 from torch.nn import functional as F
+from transformers.models.encodec.modeling_encodec import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
 
 
 @torch.no_grad()
 def initialize_codebooks(
-    quantizer: nn.Module, latents: torch.Tensor, vectors_per_step: int, iterations: int, generator: torch.Generator
+    quantizer: EncodecResidualVectorQuantizer,
+    latents: torch.Tensor,
+    vectors_per_step: int,
+    iterations: int,
+    generator: torch.Generator,
 ) -> None:
     """
     Fills the codebooks with the k-means centers of latents, each from what the codebooks before it leave.
@@ -23,7 +27,7 @@ def initialize_codebooks(
         generator (`torch.Generator`): Draws the first centers.
     """
 
-    def nearest_codes(codebook: nn.Module, vectors: torch.Tensor) -> torch.Tensor:
+    def nearest_codes(codebook: EncodecEuclideanCodebook, vectors: torch.Tensor) -> torch.Tensor:
         # In parts: the distances of all vectors to all codes at once take gigabytes.
         return torch.cat([codebook.quantize(part) for part in vectors.split(4096)])
 
@@ -50,7 +54,11 @@ def initialize_codebooks(
 
 @torch.no_grad()
 def update_codebook(
-    codebook: nn.Module, vectors: torch.Tensor, indices: torch.Tensor, decay: float, dead_code_threshold: float
+    codebook: EncodecEuclideanCodebook,
+    vectors: torch.Tensor,
+    indices: torch.Tensor,
+    decay: float,
+    dead_code_threshold: float,
 ) -> int:
     """
     Moves the codes of one codebook towards the vectors they stand for and revives dead ones.
@@ -81,7 +89,7 @@ def update_codebook(
 
 
 def quantize(
-    quantizer: nn.Module, latents: torch.Tensor, decay: float, dead_code_threshold: float
+    quantizer: EncodecResidualVectorQuantizer, latents: torch.Tensor, decay: float, dead_code_threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """
     Quantizes latents for training: gradients pass straight through, codebooks follow by moving averages.
@@ -96,7 +104,8 @@ def quantize(
         `tuple`: The quantized latents, shaped as `latents`; the commitment loss; the number of codes replaced.
     """
     vectors = latents.transpose(1, 2).reshape(-1, latents.shape[1])
-    residual, total, commitment, num_dead = vectors, torch.zeros_like(vectors), 0.0, 0
+    residual, total, commitment = vectors, torch.zeros_like(vectors), vectors.new_zeros(())
+    num_dead = 0
     for layer in quantizer.layers:
         indices = layer.codebook.quantize(residual.detach())
         quantized = layer.codebook.decode(indices)

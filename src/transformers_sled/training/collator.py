@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audio_sled import read_audio
 from ..processing_sled import SledProcessor
 from ..streaming_sled import encode_text
-from .recordings import DroppedItemError, read_audio
 
 
 class SledDataCollator:
@@ -41,8 +41,8 @@ class SledDataCollator:
 
         Args:
             examples (sequence of `Mapping`):
-                Each with `text` and either `audio_codes` of shape `(codebooks, frames)` or `audio`, as
-                [`read_audio`] takes it.
+                Each with `text` and either `audio_codes` of shape `(codebooks, frames)` or `audio`, as the processor
+                takes a prompt, with its sampling rate.
 
         Returns:
             `dict` with `input_ids` and `attention_mask` of shape `(batch, tokens)`, `return_loss` (true), and either
@@ -86,12 +86,10 @@ class SledDataCollator:
 
     def _collate_audio(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         sampling_rate = self.processor.sampling_rate
-        waveforms = []
-        for example in examples:
-            try:
-                waveforms.append(read_audio(example["audio"], sampling_rate))
-            except DroppedItemError as error:
-                raise ValueError(f"`audio` of {_name(example)} cannot be used: {error}") from error
+        waveforms = [
+            read_audio(example["audio"], target_rate=sampling_rate, name=f"audio of {_name(example)}")
+            for example in examples
+        ]
         texts = [example["text"] for example in examples]
         return dict(self.processor(text=texts, audio=waveforms, sampling_rate=sampling_rate, return_tensors="pt"))
 

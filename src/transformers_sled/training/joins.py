@@ -74,10 +74,10 @@ def choose_pairs(
         `list[tuple[int, int]]`: the pairs; fewer than `num_pairs` where most are too long.
     """
     chance = random.Random(seed)
-    rows_of: dict[str, list[int]] = {}
+    rows_of: dict[str | None, list[int]] = {}
     for row, speaker in enumerate(speakers):
-        if speaker is not None:
-            rows_of.setdefault(speaker, []).append(row)
+        rows_of.setdefault(speaker, []).append(row)
+    rows_of.pop(None, None)
     candidates = [row for rows in rows_of.values() if len(rows) > 1 for row in rows]
     chosen: dict[tuple[int, int], None] = {}
     for _ in range(10 * num_pairs if candidates else 0):

@@ -15,8 +15,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers.audio_utils import mel_filter_bank
 
+from ..audio_sled import read_audio
 from .alignment import LABEL_RATE, align, compute_features
-from .recordings import read_audio
 
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def label_speech(
 
     ids, features, pitches, states, phoneme_of_state = [], [], [], [], []
     for example, row in zip(tqdm(dataset, desc="Listening"), phonemes, strict=True):
-        samples = read_audio(example["audio"], SAMPLING_RATE)
+        samples = read_audio(example["audio"], target_rate=SAMPLING_RATE)
         cepstra = compute_cepstra(torch.from_numpy(samples))
         # Two states in a row for every sound, and one for silence.
         visited = [(index[name], half) for name in row for half in range(1 if name == SILENCE else 2)]

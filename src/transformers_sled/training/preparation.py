@@ -19,9 +19,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import EncodecConfig, EncodecModel, PreTrainedTokenizerBase
 
+from ..audio_sled import measure_duration, read_audio
 from ..streaming_sled import encode_text
-from .recordings import DroppedItemError, audio_duration, read_audio
-from .sources import parse_cut, parse_row
+from .sources import DroppedItemError, parse_cut, parse_row
 
 
 PREPARED_FEATURES = datasets.Features(
@@ -250,17 +250,19 @@ class _ShardReader(torch.utils.data.IterableDataset):
         items: list[dict[str, Any]] = []
         dropped: list[dict[str, Any]] = []
 
-        def drop(item: Mapping[str, Any], error: DroppedItemError) -> None:
-            dropped.append({"row": item["row"], "id": item["id"], "reason": error.reason, "detail": error.detail})
+        def drop(item: Mapping[str, Any], error: ValueError) -> None:
+            reason = getattr(error, "reason", "unreadable audio")
+            dropped.append({"row": item["row"], "id": item["id"], "reason": reason, "detail": str(error)})
 
         size, sampling_rate = self.arguments.shard_size, self.codec_config.sampling_rate
         for row in range(shard * size, min((shard + 1) * size, len(self.dataset))):
             item: dict[str, Any] = {"row": row, "id": None}
             try:
                 item |= self.parse(self.dataset[row])
-                item["duration"] = audio_duration(item["audio"])
+                duration = item["part"].get("duration")
+                item["duration"] = measure_duration(item["audio"]) if duration is None else duration
                 self._check(item)
-            except DroppedItemError as error:
+            except ValueError as error:
                 drop(item, error)
             else:
                 items.append(item)
@@ -269,10 +271,10 @@ class _ShardReader(torch.utils.data.IterableDataset):
         batch = _Batch(shard, [], [])
         for item in items:
             try:
-                waveform = read_audio(item.pop("audio"), sampling_rate)
+                waveform = read_audio(item.pop("audio"), target_rate=sampling_rate, **item.pop("part"))
                 item["duration"] = len(waveform) / sampling_rate
                 self._check(item)
-            except DroppedItemError as error:
+            except ValueError as error:
                 drop(item, error)
                 continue
             # The codec reflects the first frames into its left padding, which must not reach another row's padding.

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import torch
 
-from .recordings import read_audio
+from ..audio_sled import read_audio
 from .sources import load_source
 
 
@@ -54,19 +54,19 @@ def load_codec_data(
     Raises:
         `ValueError`: If there is no source, no audio column or nothing left to train on.
     """
-    if (arguments.dataset_name is None) == (arguments.train_files is None):
+    source, column = arguments.dataset_name or arguments.train_files, arguments.audio_column_name
+    if source is None or (arguments.dataset_name and arguments.train_files):
         raise ValueError("Pass one of `dataset_name` and `train_files`.")
-    column = arguments.audio_column_name
 
-    def load(source: str | None, split: str) -> datasets.Dataset:
-        dataset = load_source(source or arguments.dataset_name, arguments.dataset_config_name, split)
+    def load(source: str, split: str) -> datasets.Dataset:
+        dataset = load_source(source, arguments.dataset_config_name, split)
         if column not in dataset.column_names:
             raise ValueError(f"`audio_column_name` is {column!r}, but the columns are {dataset.column_names}.")
         return dataset
 
-    train = load(arguments.train_files, arguments.train_split_name)
+    train = load(source, arguments.train_split_name)
     if arguments.eval_files is not None or arguments.eval_split_name is not None:
-        evaluation = load(arguments.eval_files, arguments.eval_split_name or "train")
+        evaluation = load(arguments.eval_files or source, arguments.eval_split_name or "train")
         evaluation = evaluation.select(range(min(arguments.num_eval_samples, len(evaluation))))
     else:
         if not 0 < arguments.num_eval_samples < len(train):
@@ -115,7 +115,7 @@ def decode_utterances(
 
 
 def _decode(row: dict[str, Any], column: str, sampling_rate: int) -> dict[str, Any]:
-    samples = read_audio(row[column], sampling_rate)
+    samples = read_audio(row[column], target_rate=sampling_rate)
     return {"samples": (samples.clip(-1.0, 1.0) * 32767.0).round().astype(np.int16), "length": len(samples)}
 
 

@@ -11,7 +11,25 @@ from typing import Any
 
 import datasets
 
-from .recordings import DroppedItemError, as_mapping
+
+class DroppedItemError(ValueError):
+    """
+    An item that cannot be trained on.
+
+    Args:
+        reason (`str`):
+            The class that it is counted under.
+        detail (`str`):
+            What was wrong with this one.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 def parse_cut(row: Mapping[str, Any], audio_root: str | os.PathLike = "") -> dict[str, Any]:
@@ -28,7 +46,7 @@ def parse_cut(row: Mapping[str, Any], audio_root: str | os.PathLike = "") -> dic
             Folder that relative paths of recordings start from.
 
     Returns:
-        `dict` with `id`, `text`, `speaker` and `audio`, a mapping for [`read_audio`].
+        `dict` with `id`, `text`, `speaker`, `audio` and `part`, the arguments of [`~audio_sled.read_audio`] for the cut.
 
     Raises:
         `DroppedItemError` (a `ValueError`): If the line is cut short or a field is missing.
@@ -54,12 +72,8 @@ def parse_cut(row: Mapping[str, Any], audio_root: str | os.PathLike = "") -> dic
             "id": cut["id"],
             "text": text,
             "speaker": supervision.get("speaker"),
-            "audio": {
-                "path": os.path.join(audio_root, sources[0]["source"]),
-                "start": start,
-                "duration": duration,
-                "channel": cut.get("channel"),
-            },
+            "audio": os.path.join(audio_root, sources[0]["source"]),
+            "part": {"start": start, "duration": duration, "channel": cut.get("channel")},
         }
     except DroppedItemError:
         raise
@@ -82,15 +96,14 @@ def parse_row(
             Folder that relative paths of recordings start from.
 
     Returns:
-        `dict` with `id`, `text`, `speaker` and `audio`, a mapping for [`read_audio`].
-
-    Raises:
-        `DroppedItemError` (a `ValueError`): If there is no audio.
+        `dict` with `id`, `text`, `speaker`, `audio` and `part`, which is empty.
     """
-    audio = as_mapping(row[columns["audio"]])
-    if audio.get("path") and audio.get("bytes") is None:
+    audio = row[columns["audio"]]
+    if isinstance(audio, str):
+        audio = os.path.join(audio_root, audio)
+    elif isinstance(audio, Mapping) and audio.get("path") and audio.get("bytes") is None:
         audio = {**audio, "path": os.path.join(audio_root, audio["path"])}
-    return {name: row.get(columns[name]) for name in ("id", "text", "speaker")} | {"audio": audio}
+    return {name: row.get(columns[name]) for name in ("id", "text", "speaker")} | {"audio": audio, "part": {}}
 
 
 def load_manifest(files: str | Sequence[str]) -> datasets.Dataset:

@@ -9,11 +9,11 @@ from typing import Any
 
 import datasets
 
+from ..audio_sled import measure_duration
 from ..modeling_sled import SledForSpeechSynthesis
 from ..processing_sled import SledProcessor
 from ..streaming_sled import encode_text
 from .preparation import codebooks_digest
-from .recordings import DroppedItemError, audio_duration
 from .sources import load_source
 from .trainer import SledTrainingArguments
 
@@ -84,7 +84,7 @@ def _check_codes(folder: Path, split: str, model: SledForSpeechSynthesis) -> Non
     if not settings_path.is_file():
         return
     settings = json.loads(settings_path.read_text())
-    if settings["codebooks_sha256"] != codebooks_digest(model.codec, model.config.codec_bandwidth):
+    if settings["codebooks_sha256"] != codebooks_digest(model.get_codec(), model.config.codec_bandwidth):
         raise ValueError(
             f"{folder} holds codes of another codec ({settings['codec']} at {settings['bandwidth']} kbit/s) than the "
             f"model's ({model.config.codec_bandwidth} kbit/s): prepare it with the model's codec"
@@ -116,7 +116,7 @@ def _load_split(
     if max_samples is not None:
         dataset = dataset.select(range(min(max_samples, len(dataset))))
 
-    frame_rate = model.codec.config.sampling_rate / model.codec.config.hop_length
+    frame_rate = model.get_codec().config.sampling_rate / model.get_codec().config.hop_length
 
     def measure(batch: dict[str, list]) -> dict[str, list[int]]:
         frames = batch["length"] if has_codes else [_count_frames(audio, frame_rate) for audio in batch["audio"]]
@@ -155,7 +155,7 @@ def _load_split(
 
 def _count_frames(audio: Any, frame_rate: float) -> int:
     try:
-        return math.ceil(audio_duration(audio) * frame_rate)
-    except DroppedItemError as error:
+        return math.ceil(measure_duration(audio) * frame_rate)
+    except ValueError as error:
         logger.warning("Left out: %s", error)
         return 0

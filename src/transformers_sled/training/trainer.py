@@ -86,6 +86,9 @@ class SledTrainer(Trainer):
     ```
     """
 
+    # The base class has no types.
+    model: Any
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
@@ -106,7 +109,7 @@ class SledTrainer(Trainer):
         """1 for a frame of a row of a batch, 0 for padding, of shape `(batch, frames)`."""
         if "audio_codes_mask" in batch:
             return batch["audio_codes_mask"]
-        return batch["padding_mask"][:, :: self.get_plain_model().codec.config.hop_length]
+        return batch["padding_mask"][:, :: self.get_plain_model().get_codec().config.hop_length]
 
     def count_positions(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Frames of a batch, and frames with the end of every row: what the two losses are averaged over."""
