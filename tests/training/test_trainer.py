@@ -16,7 +16,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel, set_seed
+from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel, Trainer, set_seed
 
 from hub_server import Hub
 from transformers_sled import SledForSpeechSynthesis
@@ -30,6 +30,7 @@ from transformers_sled.training import (
     SledTrainingArguments,
     add_adapters,
     load_model,
+    load_source,
     load_splits,
     parse_recipe,
     prepare_dataset,
@@ -345,7 +346,11 @@ def test_from_scratch_with_memory_saved(train, tmp_path):
         learning_rate=1e-2,
         bf16=True,
         gradient_checkpointing=True,
+        eval_strategy="steps",
+        eval_steps=30,
+        num_audio_samples=1,
     )
+    assert (folder / "samples" / "step-0000030" / "0.wav").is_file()
     log = read_log(folder)
     assert log[30]["loss"] < log[1]["loss"] - 0.5
     model = SledForSpeechSynthesis.from_pretrained(folder)
@@ -356,6 +361,45 @@ def test_from_scratch_with_memory_saved(train, tmp_path):
     torch.testing.assert_close(model.codec.state_dict(), expected, rtol=0, atol=0)
     (audio,) = model.generate(**processor("Stop.", return_tensors="pt"), max_new_tokens=5)
     assert torch.isfinite(audio).all()
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, SledTrainer])
+def test_predictions_are_losses_and_ends_without_hidden_states(checkpoint, data, tmp_path, trainer_class):
+    model, processor = load_model(SledModelArguments(str(checkpoint)))
+    dataset = load_source(str(data)).sort("length")
+    args = SledTrainingArguments(
+        str(tmp_path),
+        prediction_loss_only=False,
+        label_names=["audio_codes_mask"],
+        per_device_eval_batch_size=5,
+        num_audio_samples=0,
+        report_to="none",
+        use_cpu=True,
+    )
+
+    def compute_metrics(prediction):
+        *losses, eos_logits = sorted(prediction.predictions, key=np.ndim)
+        frames = (prediction.label_ids == 1).sum(axis=1)
+        return {
+            "frames": int(frames.sum()),
+            "losses_are_finite": bool(np.isfinite(losses).all()),
+            "asked": int((eos_logits != -100).sum()),
+        }
+
+    trainer = trainer_class(
+        model,
+        args,
+        SledDataCollator(processor),
+        eval_dataset=dataset,
+        processing_class=processor,
+        compute_metrics=compute_metrics,
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_frames"] == sum(dataset["length"][:])
+    assert metrics["eval_losses_are_finite"] and metrics["eval_asked"] > metrics["eval_frames"]
+    # Nothing that is kept of a position is wider than one number.
+    predictions = trainer.predict(dataset).predictions
+    assert sorted(map(np.ndim, predictions)) == [1, 1, 2] and max(map(len, predictions)) == 16
 
 
 def test_offline_to_interleaved_and_back(train, checkpoint):
