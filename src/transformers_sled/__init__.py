@@ -9,6 +9,7 @@ from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
 from .text_sled import SledIncrementalTokenizer
+from .training.collator import SledDataCollator
 from .voices import builtin_voice
 
 
@@ -25,6 +26,7 @@ __all__ = [
     "SledAudioChunker",
     "SledAudioStreamer",
     "SledConfig",
+    "SledDataCollator",
     "SledForSpeechSynthesis",
     "SledGenerateOutput",
     "SledGenerationMixin",
