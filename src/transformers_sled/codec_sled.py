@@ -456,11 +456,16 @@ def encode_codes(codec: EncodecModel, waveforms: Sequence[Tensor], bandwidth: fl
     rows = [F.pad(waveform.detach(), (0, -len(waveform) % hop_length))[:, None] for waveform in waveforms]
     encoded = _Network(codec.encoder, hop_length).run_rows(rows)
     with torch.no_grad(), _weights_at_hand(codec.quantizer):
-        codes = []
-        for embeddings in encoded:
-            with _without_autocast(embeddings.device):
-                codes.append(codec.quantizer.encode(embeddings.t()[None], bandwidth)[:, 0])
-        return codes
+        return [_quantize(codec, row, bandwidth) for row in encoded]
+
+
+def _quantize(codec: EncodecModel, embeddings: Tensor, bandwidth: float) -> Tensor:
+    """Codes `(codebooks, frames)` of a row, block by block: each compares its frames with all entries of a codebook."""
+    with _without_autocast(embeddings.device):
+        blocks = [
+            codec.quantizer.encode(block.t()[None], bandwidth)[:, 0] for block in embeddings.split(_BLOCK_FRAMES)
+        ]
+    return torch.cat(blocks, dim=1)
 
 
 def decode_codes(codec: EncodecModel, audio_codes: Tensor) -> Tensor:
