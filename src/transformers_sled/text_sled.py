@@ -382,6 +382,7 @@ _COMPATIBLE = ((0xFB00, 0xFB06), (0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0x
 
 _JOINERS = re.compile("(?<![\u0600-\U0003ffff])[\u200c\u200d]|[\u200c\u200d](?![\u0600-\U0003ffff])")
 _STARS = re.compile(r"(?<!\d)\*+|\*+(?!\d)")
+_UNDERSCORES = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")
 _DASH = re.compile(r"\s*(?:—|--+|(?:(?<![^\W\d_])–|–(?![^\W\d_])))\s*")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _ROMAN_NUMERAL = re.compile(r"[IVX]{2,}")
@@ -671,7 +672,7 @@ class SledTextCleaner:
         word = _JOINERS.sub("", word)
         if word.isascii() and word.isalnum():
             return word
-        word = _STARS.sub("", word).strip("_~|\\")
+        word = _UNDERSCORES.sub("", _STARS.sub("", word)).strip("~|\\")
         word = re.sub(r"(?<!\w)''+|''+(?!\w)", '"', word)
         word = re.sub(r"\.{2,}", "...", word)
         word = re.sub(r"[!?]{2,}", lambda marks: "?" if "?" in marks.group() else "!", word)
@@ -689,7 +690,14 @@ class SledTextCleaner:
             if rest:
                 words += self._read_word(rest)
             return words
-        space = "" if not self._last and not self._capitals else self._space
+        last = self._capitals[-1] if self._capitals else self._last
+        if not word.strip(".,;:!?"):
+            # Marks on their own go to the word before them.
+            if not last or last[-1] in ".,;:!?":
+                return []
+            if last[-1].isalnum() or last[-1] in _CLOSERS:
+                self._space = ""
+        space = self._space if last else ""
         self._space = ""
         spaced = space + word
         letters = "".join(_LETTERS.findall(word))
@@ -988,8 +996,9 @@ class SledPartSplitter:
         is_paragraph = word.startswith("\n")
         text = word.lstrip()
         parts: list[list[str]] = []
+        may_end = bool(self._sentence) and _ENDS_WITH_TERMINATOR.search(self._sentence[-1]) is not None
         if self._sentence and (
-            is_paragraph or is_sentence_end("".join(self._sentence), text, self._processor.language)
+            is_paragraph or (may_end and is_sentence_end("".join(self._sentence), text, self._processor.language))
         ):
             self._sentence_ends.append(len(self._words))
             self._sentence = []
