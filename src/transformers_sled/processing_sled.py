@@ -2,14 +2,11 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
+from .audio_sled import describe, list_audio, read_audio, write_audio
 from .configuration_sled import SledConfig
 from .hub_sled import SledHubMixin, link_processor
 from .normalization_sled import is_available
@@ -38,9 +36,6 @@ from .text_sled import (
 
 
 logger = logging.get_logger(__name__)
-
-# What a recording can plausibly have been made at, in Hz.
-MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000
 
 
 class SledBatchFeature(BatchFeature):
@@ -482,70 +477,58 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         self, audio: Any, sampling_rate: int | None, name: str, num_texts: int, to_whole_frames: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded waveforms (batch_size, 1, num_samples) at the codec's rate, and their mask (batch_size, num_samples)."""
-        if sampling_rate is not None:
-            _check_sampling_rate(sampling_rate, "sampling_rate")
-        is_single = not isinstance(audio, list | tuple) or (len(audio) > 0 and isinstance(audio[0], int | float))
-        items = [audio] if is_single else list(audio)
-        if len(items) not in (1, num_texts):
-            raise ValueError(f"`{name}` must be one audio or one for each of the {num_texts} texts, got {len(items)}.")
-        waveforms = []
-        for item in items:
-            waveform, rate = _read_audio(item, sampling_rate, name)
-            if rate != self.sampling_rate:
-                waveform = soxr.resample(waveform, rate, self.sampling_rate, quality="HQ")
-            if len(waveform) == 0:
-                raise ValueError(f"`{name}` is too short: nothing is left of it at {self.sampling_rate} Hz.")
-            if to_whole_frames:
-                waveform = np.pad(waveform, (0, -len(waveform) % self.hop_length))
-            waveforms.append(waveform.astype(np.float32))
+        waveforms = [
+            read_audio(item, sampling_rate, self.sampling_rate, name=name)
+            for item in list_audio(audio, num_texts, name)
+        ]
+        if to_whole_frames:
+            waveforms = [np.pad(waveform, (0, -len(waveform) % self.hop_length)) for waveform in waveforms]
         features = self.feature_extractor(
             waveforms, sampling_rate=self.sampling_rate, padding=True, return_tensors="pt"
         )
         return features["input_values"], features["padding_mask"].long()
 
     def save_audio(
-        self,
-        audio: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray],
-        saving_path: str | Path | Sequence[str | Path],
-        sampling_rate: int | None = None,
+        self, audio: Any, saving_path: Any, sampling_rate: int | None = None, format: str | None = None
     ) -> None:
         """
-        Writes waveforms to audio files, in the format of each file's extension.
+        Writes speech to audio files.
 
         Args:
-            audio (`torch.Tensor`, `np.ndarray` or a sequence of them):
-                Waveforms of shape `(num_samples,)`, as `generate` returns them.
-            saving_path (`str`, `Path` or a sequence of them):
-                One path for each waveform.
+            audio (`torch.Tensor`, `np.ndarray`, a sequence of numbers or of them, or `dict`):
+                Waveforms of shape `(num_samples,)`, as `generate` returns them, or what
+                `generate(..., return_dict_in_generate=True)` or a pipeline returns.
+            saving_path (`str`, `os.PathLike`, binary file object or a sequence of them):
+                One path or open file for each waveform.
             sampling_rate (`int`, *optional*):
-                Sampling rate in Hz. The codec's by default.
+                Sampling rate in Hz. That of a pipeline's output, or the codec's, by default.
+            format (`str`, *optional*):
+                Format of the files, such as `"wav"` or `"flac"`. That of each file's extension by default.
 
         Raises:
-            `ValueError`: if the numbers of waveforms and paths differ, a waveform is not mono, or the extension is of no
-            known format.
+            `ValueError`: if the numbers of waveforms and paths differ, a waveform is not mono or not finite, a format is
+                not known or a folder does not exist.
+
+        Example:
+
+        ```python
+        >>> processor.save_audio(model.generate(**processor("Hello, world.")), ["hello.wav"])
+        ```
         """
-        waveforms = [audio] if isinstance(audio, torch.Tensor | np.ndarray) and audio.ndim == 1 else list(audio)
-        paths = [saving_path] if isinstance(saving_path, str | Path) else list(saving_path)
-        if len(waveforms) != len(paths):
-            raise ValueError(
-                f"`saving_path` must have a path for each of the {len(waveforms)} waveforms, got {len(paths)}."
-            )
-        sampling_rate = self.sampling_rate if sampling_rate is None else _check_sampling_rate(sampling_rate)
-        arrays = []
-        for waveform, path in zip(waveforms, paths, strict=True):
-            array = (
-                waveform.detach().cpu().float().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
-            )
-            if array.ndim != 1:
-                raise ValueError(f"`audio` must hold waveforms of shape (num_samples,), got {array.shape}.")
-            if Path(path).suffix[1:].upper() not in soundfile.available_formats():
+        outputs = audio if isinstance(audio, list | tuple) else [audio]
+        if len(outputs) > 0 and all(isinstance(output, Mapping) for output in outputs):
+            rates = {output.get("sampling_rate") or sampling_rate or self.sampling_rate for output in outputs}
+            if any("audio" not in output for output in outputs) or len(rates) > 1:
                 raise ValueError(
-                    f"`saving_path` {str(path)!r} has no extension of a known audio format: "
-                    f"{', '.join(sorted(name.lower() for name in soundfile.available_formats()))}."
+                    f"`audio` must have waveforms in 'audio', at one sampling rate, got {outputs!r:.200}."
                 )
-            arrays.append(array)
-        for array, path in zip(arrays, paths, strict=True):
-            soundfile.write(path, array, sampling_rate)
+            (own_rate,) = rates
+            if sampling_rate is not None and sampling_rate != own_rate:
+                raise ValueError(f"`sampling_rate` is {sampling_rate}, but `audio` is at {own_rate} Hz.")
+            audio, sampling_rate = [], own_rate
+            for output in outputs:
+                audio += output["audio"] if isinstance(output["audio"], list | tuple) else [output["audio"]]
+        write_audio(audio, saving_path, self.sampling_rate if sampling_rate is None else sampling_rate, format)
 
     def save_voice(
         self,
@@ -617,7 +600,7 @@ def _check_texts(text: Any, name: str) -> list[str]:
     """The texts as a list, each of which must say something."""
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, list | tuple) or len(texts) == 0 or not all(isinstance(one, str) for one in texts):
-        raise ValueError(f"`{name}` must be a string or a list of strings, got {_describe(text)}.")
+        raise ValueError(f"`{name}` must be a string or a list of strings, got {describe(text)}.")
     for one in texts:
         if not one.strip():
             raise ValueError(f"`{name}` must not be empty, got {one!r}.")
@@ -631,7 +614,7 @@ def _check_texts(text: Any, name: str) -> list[str]:
 def _check_latents(latents: Any, mask: torch.Tensor | None, num_texts: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(latents, torch.Tensor) or latents.ndim != 3 or 0 in latents.shape:
         raise ValueError(
-            f"`prompt_latents` must be of shape (batch_size, num_frames, latent_dim), got {_describe(latents)}."
+            f"`prompt_latents` must be of shape (batch_size, num_frames, latent_dim), got {describe(latents)}."
         )
     if len(latents) not in (1, num_texts):
         raise ValueError(
@@ -646,85 +629,6 @@ def _check_latents(latents: Any, mask: torch.Tensor | None, num_texts: int) -> t
             f"{tuple(mask.shape)}."
         )
     return latents.float(), mask
-
-
-def _check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
-    is_number = isinstance(sampling_rate, int | float | np.number) and not isinstance(sampling_rate, bool)
-    if (
-        not is_number
-        or not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE
-        or int(sampling_rate) != sampling_rate
-    ):
-        raise ValueError(
-            f"`{name}` must be a whole number of Hz between {MIN_SAMPLING_RATE} and {MAX_SAMPLING_RATE}, got "
-            f"{sampling_rate!r}."
-        )
-    return int(sampling_rate)
-
-
-def _read_audio(audio: Any, sampling_rate: int | None, name: str) -> tuple[np.ndarray, int]:
-    """Reads one audio of any kind as a mono waveform (num_samples,) in float32, and its sampling rate."""
-    own_rate = None
-    if isinstance(audio, dict):
-        if audio.get("array") is not None:
-            audio, own_rate = audio["array"], audio.get("sampling_rate")
-        elif audio.get("bytes") is not None:
-            audio, own_rate = _read_file(BytesIO(audio["bytes"]), name, "the given bytes")
-        elif audio.get("path") is not None:
-            audio, own_rate = _read_file(audio["path"], name, audio["path"])
-        else:
-            raise ValueError(
-                f"`{name}` must have an 'array', 'bytes' or 'path', got the keys {sorted(map(str, audio))}."
-            )
-    elif isinstance(audio, str | Path):
-        audio, own_rate = _read_file(audio, name, audio)
-    elif hasattr(audio, "get_all_samples"):
-        # What a `datasets` audio column decodes to.
-        samples = audio.get_all_samples()
-        audio, own_rate = samples.data, samples.sample_rate
-    if own_rate is not None:
-        _check_sampling_rate(own_rate, f"{name}['sampling_rate']")
-        if sampling_rate is not None and sampling_rate != own_rate:
-            raise ValueError(f"`sampling_rate` is {sampling_rate}, but `{name}` is at {own_rate} Hz.")
-        sampling_rate = own_rate
-    if sampling_rate is None:
-        raise ValueError(f"`sampling_rate` is missing: `{name}` is an array, which does not know its own.")
-    if isinstance(audio, torch.Tensor):
-        audio = audio.detach().cpu()
-        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
-    try:
-        array = np.asarray(audio)
-    except ValueError as error:
-        raise ValueError(f"`{name}` must be an array, a path or a `datasets` audio: {error}.") from error
-    if array.dtype.kind not in "fi":
-        raise ValueError(f"`{name}` must hold floating point numbers or signed integers, got {_describe(audio)}.")
-    if array.ndim not in (1, 2) or array.size == 0:
-        raise ValueError(
-            f"`{name}` must be of shape (num_samples,) or (num_channels, num_samples) and not empty, got {array.shape}."
-        )
-    scale = 1.0 if array.dtype.kind == "f" else 1.0 / (np.iinfo(array.dtype).max + 1.0)
-    waveform = array.astype(np.float32) * np.float32(scale)
-    if waveform.ndim == 2:
-        waveform = waveform.mean(axis=int(np.argmin(waveform.shape)))
-    if not np.isfinite(waveform).all():
-        raise ValueError(f"`{name}` has values that are not finite in float32.")
-    return waveform, int(sampling_rate)
-
-
-def _read_file(file: str | Path | BytesIO, name: str, description: Any) -> tuple[np.ndarray, int]:
-    try:
-        return soundfile.read(file, dtype="float32")
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` cannot be read from {str(description)!r}: {error}") from error
-
-
-def _describe(value: Any) -> str:
-    """What a value is, for error messages."""
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
-    if isinstance(value, list | tuple):
-        return f"{type(value).__name__} of {sorted({type(item).__name__ for item in value})}"
-    return type(value).__name__
 
 
 __all__ = ["SledBatchFeature", "SledProcessor"]

@@ -1,14 +1,7 @@
-"""Streaming parts: decoding with state, chunking, the audio streamer."""
+"""The codec: whole, with state and in rows of different lengths against EnCodec itself, chunking, loading, precision."""
 
 import doctest
-import functools
-import gc
-import itertools
 import json
-import queue
-import threading
-import time
-import weakref
 from pathlib import Path
 
 import pytest
@@ -17,46 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import EncodecConfig, EncodecModel
+from transformers import EncodecModel
 
-from transformers_sled import streaming_sled
-from transformers_sled.streaming_sled import (
+from small_codec import decode_whole, live_tensor_bytes, make_codec, make_latents, split
+from transformers_sled import codec_sled
+from transformers_sled.codec_sled import (
     SledAudioChunker,
-    SledAudioStreamer,
     SledStreamingDecoder,
+    decode_codes,
+    decode_latents,
+    encode_codes,
 )
 
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
-
-
-@functools.cache
-def make_codec(**config) -> EncodecModel:
-    torch.manual_seed(0)
-    config = {"num_filters": 2, "hidden_size": 8, "codebook_size": 8, "upsampling_ratios": (4, 3, 2), **config}
-    return EncodecModel(EncodecConfig(**config)).eval()
-
-
-def decode_whole(codec: EncodecModel, latents: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return codec.decoder(latents.transpose(1, 2))[:, 0]
-
-
-def make_latents(frames: int, batch_size: int = 1, dim: int = 8) -> torch.Tensor:
-    return torch.randn(batch_size, frames, dim, generator=torch.Generator().manual_seed(frames))
-
-
-def split(frames: int, cuts: list[int]) -> list[slice]:
-    """Portions of `frames` frames with cuts at any positions; equal cuts make empty portions."""
-    bounds = [0, *sorted(cut % (frames + 1) for cut in cuts), frames]
-    return [slice(start, end) for start, end in itertools.pairwise(bounds)]
-
-
-def live_tensor_bytes() -> int:
-    gc.collect()
-    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
 
 
 # Decoding
@@ -358,180 +325,73 @@ def test_bad_chunk_duration(chunk_duration):
         SledAudioChunker(make_codec(), chunk_duration)
 
 
-# The audio streamer
+# Rows of different lengths
 
 
-def generate(streamer, frames, error=None, stopped=None):
-    """What a model's `generate` does with a streamer: frame by frame, until the end, an error, or nobody listens."""
-    for frame in frames:
-        if streamer.closed:
-            stopped.set()
-            return
-        streamer.put(frame)
-    streamer.end(error)
-
-
-def start_thread(*args, **kwargs) -> threading.Thread:
-    thread = threading.Thread(target=generate, args=args, kwargs=kwargs, daemon=True)
-    thread.start()
-    return thread
-
-
-class ModelWithCodec(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = torch.nn.Linear(1, 1)
-        self.codec = make_codec()
-
-
-@pytest.mark.parametrize("make_model", [make_codec, ModelWithCodec])
-def test_streamer_gives_the_whole_speech(make_model):
-    latents = make_latents(90)
-    streamer = SledAudioStreamer(make_model(), chunk_duration=0.02, timeout=60)
-    thread = start_thread(streamer, latents.split(1, dim=1))
-    waveforms = list(streamer)
-    thread.join()
-    assert all(waveform.ndim == 1 and waveform.dtype == torch.float32 for waveform in waveforms)
-    frames = [len(waveform) / 24 for waveform in waveforms]
-    assert frames == [7, 20, 20, 20, 20, 3]
-    torch.testing.assert_close(torch.cat(waveforms), decode_whole(make_codec(), latents)[0], atol=1e-5, rtol=0)
-    assert list(streamer) == []
-
-
-def test_streamer_by_next():
-    streamer = SledAudioStreamer(make_codec())
-    latents = make_latents(9)
-    generate(streamer, latents.split(1, dim=1))
-    waveforms = [next(streamer), next(streamer)]
-    torch.testing.assert_close(torch.cat(waveforms), decode_whole(make_codec(), latents)[0], atol=1e-5, rtol=0)
-    for _ in range(2):
-        with pytest.raises(StopIteration):
-            next(streamer)
-
-
-def test_streamer_cuts_the_prompt_off():
-    latents = make_latents(50)
-    streamer = SledAudioStreamer(make_codec())
-    streamer.put(latents[:, :20], is_prompt=True)
-    generate(streamer, latents[:, 20:].split(1, dim=1))
-    expected = decode_whole(make_codec(), latents)[0, 20 * 24 :]
-    torch.testing.assert_close(torch.cat(list(streamer)), expected, atol=1e-5, rtol=0)
-
-
-def test_streamer_raises_the_error_of_the_generation():
-    streamer = SledAudioStreamer(make_codec())
-    start_thread(streamer, make_latents(8).split(1, dim=1), error=KeyError("the source failed"))
-    with pytest.raises(KeyError, match="the source failed"):
-        list(streamer)
-    assert list(streamer) == []
-
-
-def test_streamer_delivers_audio_before_the_error():
-    streamer = SledAudioStreamer(make_codec())
-    generate(streamer, make_latents(8).split(1, dim=1), error=RuntimeError("out of memory"))
-    assert len(next(streamer)) == 7 * 24
-    with pytest.raises(RuntimeError, match="out of memory"):
-        next(streamer)
-    with pytest.raises(StopIteration):
-        next(streamer)
-
-
-def consume_one_and_leave(streamer):
-    for _ in streamer:
-        break
-
-
-def consume_and_fail(streamer):
-    for _ in streamer:
-        raise OSError("the sound card is gone")
-
-
-def drop_iterator_unused(streamer):
-    iter(streamer)
-
-
-@pytest.mark.parametrize(
-    "leave",
-    [consume_one_and_leave, consume_and_fail, drop_iterator_unused, SledAudioStreamer.close],
-    ids=["break", "error", "drop", "close"],
+@settings(deadline=None, max_examples=60)
+@given(
+    frames=st.lists(st.integers(0, 90), min_size=1, max_size=5),
+    pad_mode=st.sampled_from(["reflect", "constant"]),
+    use_conv_shortcut=st.booleans(),
+    num_residual_layers=st.sampled_from([1, 2]),
+    upsampling_ratios=st.sampled_from([(4, 3, 2), (2, 1, 2)]),
 )
-def test_generation_stops_when_nobody_listens(leave):
-    streamer = SledAudioStreamer(make_codec())
-    stopped = threading.Event()
-    thread = start_thread(streamer, itertools.repeat(make_latents(1)), stopped=stopped)
-    try:
-        leave(streamer)
-    except OSError:
-        gc.collect()
-    assert stopped.wait(timeout=10)
-    thread.join()
-    streamer.put(make_latents(1))
-    streamer.end()
-    assert list(streamer) == []
+def test_rows_of_any_lengths_decode_as_each_alone(frames, **config):
+    codec = make_codec(**config)
+    rows = [make_latents(length)[0] for length in frames]
+    waveforms = decode_latents(codec, rows)
+    for row, waveform in zip(rows, waveforms, strict=True):
+        assert waveform.shape == (len(row) * codec.config.hop_length,) and waveform.dtype == torch.float32
+        if len(row) > 0:
+            torch.testing.assert_close(waveform, decode_whole(codec, row[None])[0], atol=1e-5, rtol=0)
 
 
-def test_close_wakes_a_waiting_consumer():
-    streamer = SledAudioStreamer(make_codec())
-    received: list = []
-    consumer = threading.Thread(target=lambda: received.extend(streamer), daemon=True)
-    consumer.start()
-    time.sleep(0.05)
-    streamer.close()
-    consumer.join(timeout=10)
-    assert not consumer.is_alive()
-    assert received == []
+# The same examples each time: a code that two ways of adding up decide otherwise is rare, and no error.
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    samples=st.lists(st.integers(0, 2000), min_size=1, max_size=5),
+    pad_mode=st.sampled_from(["reflect", "constant"]),
+    use_conv_shortcut=st.booleans(),
+    num_residual_layers=st.sampled_from([1, 2]),
+    kernels=st.sampled_from([(7, 7, 3), (1, 3, 5), (9, 1, 1)]),
+    upsampling_ratios=st.sampled_from([(4, 3, 2), (2, 1, 2)]),
+)
+def test_rows_of_any_lengths_encode_as_each_alone(samples, kernels, **config):
+    config |= dict(zip(("kernel_size", "last_kernel_size", "residual_kernel_size"), kernels, strict=True))
+    codec = fill_codebooks(make_codec(**config))
+    hop_length = codec.config.hop_length
+    waveforms = [torch.randn(length, generator=torch.Generator().manual_seed(length)) for length in samples]
+    codes = encode_codes(codec, waveforms, bandwidth=3.0)
+    for waveform, row in zip(waveforms, codes, strict=True):
+        assert row.shape == (codec.quantizer.get_num_quantizers_for_bandwidth(3.0), -(-len(waveform) // hop_length))
+        if len(waveform) > 0:
+            padded = torch.nn.functional.pad(waveform, (0, -len(waveform) % hop_length))
+            with torch.no_grad():
+                expected = codec.encode(padded[None, None], bandwidth=3.0).audio_codes[0, 0]
+            assert torch.equal(row, expected)
 
 
-def test_streamer_timeout():
-    streamer = SledAudioStreamer(make_codec(), timeout=0.01)
-    with pytest.raises(queue.Empty, match=r"0\.01"):
-        list(streamer)
-    assert streamer.closed
+def fill_codebooks(codec: EncodecModel) -> EncodecModel:
+    for layer in codec.quantizer.layers:
+        embed = layer.codebook.embed
+        embed.copy_(torch.randn(embed.shape, generator=torch.Generator().manual_seed(0)))
+    return codec
 
 
-def test_abandoned_streams_leave_nothing():
-    codec = make_codec()
-    used = []
-    references = []
-    for _ in range(60):
-        streamer = SledAudioStreamer(codec)
-        thread = start_thread(streamer, itertools.repeat(make_latents(1)), stopped=threading.Event())
-        consume_one_and_leave(streamer)
-        thread.join()
-        references.append(weakref.ref(streamer))
-        del streamer, thread
-        if len(references) % 20 == 0:
-            used.append(live_tensor_bytes())
-    assert all(reference() is None for reference in references)
-    assert set(used) == {used[0]}
+def test_golden_codes():
+    expected = load_file(GOLDEN / "expected.safetensors")
+    lengths = json.loads((GOLDEN / "expected.json").read_text())["codec.lengths"]
+    codec = EncodecModel.from_pretrained(GOLDEN / "codec")
+    waveforms = [row[:length] for row, length in zip(expected["codec.waveform"], lengths, strict=True)]
+    for row, golden in zip(encode_codes(codec, waveforms, 6.0), expected["codec.codes"], strict=True):
+        assert torch.equal(row, golden[:, : row.shape[1]])
+        torch.testing.assert_close(
+            decode_codes(codec, row[None]), decode_codes(codec, golden[None])[:, : row.shape[1]]
+        )
 
 
-def test_bad_streamer_use():
-    with pytest.raises(ValueError, match="EncodecModel"):
-        SledAudioStreamer(torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="chunk_duration"):
-        SledAudioStreamer(make_codec(), chunk_duration=0)
-    with pytest.raises(ValueError, match="timeout"):
-        SledAudioStreamer(make_codec(), timeout=-1)
-    streamer = SledAudioStreamer(make_codec())
-    with pytest.raises(ValueError, match="batch size 1, got 2"):
-        streamer.put(make_latents(3, batch_size=2))
-    streamer.end()
-    with pytest.raises(RuntimeError, match="end"):
-        streamer.put(make_latents(1))
-
-
-# Documentation
-
-
-@pytest.mark.parametrize("name", ["SledStreamingDecoder", "SledAudioChunker"])
-def test_documented_examples_run(name, tmp_path):
-    # The released interleaved checkpoint's tokenizer is replaced by the golden one of the same kind.
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
-    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-        (tmp_path / file).write_bytes((GOLDEN / "streaming" / file).read_bytes())
-    examples = doctest.DocTestFinder(recurse=False).find(getattr(streaming_sled, name), name, module=streaming_sled)
+@pytest.mark.parametrize("name", ["SledStreamingDecoder", "SledAudioChunker", "encode_codes"])
+def test_documented_examples_run(name):
+    examples = doctest.DocTestFinder(recurse=False).find(getattr(codec_sled, name), name, module=codec_sled)
     assert len(examples) == 1 and examples[0].examples
-    for example in examples[0].examples:
-        example.source = example.source.replace("ICTNLP/SLED-TTS-Streaming-Libriheavy", str(tmp_path))
     assert doctest.DocTestRunner().run(examples[0]).failed == 0
