@@ -189,7 +189,7 @@ def test_no_text_after_the_end():
 # Parts
 
 
-LIMITS = [(2048, None), (400, None), (200, None), (2048, 6.0), (2048, 2.0), (300, 3.0), (240, 1.5)]
+LIMITS = [(2048, None), (400, None), (220, None), (2048, 6.0), (2048, 2.0), (300, 3.0), (240, 1.5)]
 SENTENCES = [
     *[
         "The dog barked all night.",
