@@ -1,7 +1,8 @@
 """SLED processor: text and audio to tensors, voices to files and back, audio to files."""
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,24 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.utils import PROCESSOR_NAME, cached_file
+from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
 from .audio_sled import describe, list_audio, read_audio, write_audio
 from .configuration_sled import SledConfig
 from .hub_sled import SledHubMixin, link_processor
+from .normalization_sled import is_available
 from .text_sled import (
     TEXT_BYTES_PER_SECOND,
     SledPartSplitter,
-    SledTextCleaner,
+    SledTextReader,
+    check_normalizer,
     check_text,
     encode_text,
     is_sentence_end,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 class SledBatchFeature(BatchFeature):
@@ -68,6 +74,10 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         max_part_seconds (`float`, *optional*):
             Seconds of speech that the voice has learned to say in one go, as expected from the text. Longer text is spoken
             in parts. By default a text is one part if it fits the positions with its speech.
+        normalizer (`str` or `Callable[[str], str]`, *optional*):
+            Writes out numbers, dates, abbreviations and the like before a text is spoken. `"en"` reads American English
+            (package `inflect`, extra `text`) and is saved with the processor. A function gets one sentence at a time and
+            returns how it is read; it is not saved.
 
     Raises:
         `ValueError`: if a number is out of range.
@@ -92,12 +102,18 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         max_position_embeddings: int = 2048,
         language: str = "en",
         max_part_seconds: float | None = None,
+        normalizer: str | Callable[[str], str] | None = None,
     ) -> None:
+        is_number = isinstance(max_part_seconds, int | float) and not isinstance(max_part_seconds, bool)
+        if max_part_seconds is not None and not (is_number and 1 <= max_part_seconds < math.inf):
+            raise ValueError(f"`max_part_seconds` must be at least 1 second, or None, got {max_part_seconds!r}.")
+        check_normalizer(normalizer)
         super().__init__(feature_extractor, tokenizer)
         self.hop_length = EncodecConfig().hop_length if hop_length is None else hop_length
         self.max_position_embeddings = max_position_embeddings
         self.language = language
         self.max_part_seconds = max_part_seconds
+        self.normalizer = normalizer
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SledProcessor":
@@ -165,9 +181,41 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         if push_to_hub:
             self._save_and_push(save_directory, repo_id or Path(save_directory).resolve().name, **kwargs)
             return [str(Path(save_directory, PROCESSOR_NAME))]
+        if callable(self.normalizer):
+            logger.warning(
+                "`normalizer` is a function, which is not saved: give it again when the processor is loaded."
+            )
         files = super().save_pretrained(save_directory)
         link_processor(save_directory)
         return files
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # A voice that was saved with a normalizer speaks without it where that is not installed.
+        is_missing = processor_dict.get("normalizer") is not None and "normalizer" not in kwargs and not is_available()
+        if is_missing:
+            logger.warning_once(
+                "Numbers and abbreviations are spoken as they are written: this voice's `normalizer` needs the package "
+                "inflect, `pip install inflect`."
+            )
+        processor = super().from_args_and_dict(
+            args, {**processor_dict, "normalizer": None} if is_missing else processor_dict, **kwargs
+        )
+        if is_missing:
+            (processor[0] if isinstance(processor, tuple) else processor).normalizer = processor_dict["normalizer"]
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        The processor as it is saved. A function as `normalizer` is not.
+
+        Returns:
+            `dict`: its parameters.
+        """
+        plain = copy.copy(self)
+        if callable(self.normalizer):
+            plain.normalizer = None
+        return super(SledProcessor, plain).to_dict()
 
     @property
     def sampling_rate(self) -> int:
@@ -292,7 +340,9 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             if len(values) != len(texts):
                 raise ValueError(f"`audio` must have one audio for each of the {len(texts)} texts, got {len(values)}.")
             data["input_values"], data["padding_mask"] = values, mask
-            rows = [encode_text(self.tokenizer, one) for one in texts]
+            readers = [SledTextReader(self.language) for _ in texts]
+            words = [reader.push(one) + reader.finish() for reader, one in zip(readers, texts, strict=True)]
+            rows = [encode_text(self.tokenizer, "".join(one).replace("\n\n", " ")) for one in words]
         else:
             rows = []
             for one, before, num_frames in zip(texts, prompt_texts, num_prompt_frames, strict=True):
@@ -303,14 +353,15 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], **data}
         )
 
-    def get_reader(self) -> SledTextCleaner:
+    def get_reader(self) -> SledTextReader:
         """
         Starts to read a text that arrives in pieces.
 
         Returns:
-            [`SledTextCleaner`]: takes the pieces, gives words as they will be read.
+            [`SledTextReader`]: takes the pieces, gives words as they will be read.
         """
-        return SledTextCleaner(self.language)
+        is_missing = self.normalizer == "en" and not is_available()
+        return SledTextReader(self.language, None if is_missing else self.normalizer)
 
     def get_words(self, text: str) -> list[str]:
         """
@@ -322,9 +373,37 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
 
         Returns:
             `list[str]`: the words, each with the white space before it: a space, or `"\\n\\n"` where a paragraph begins.
+
+        Raises:
+            `ValueError`: if `text` is not a string of whole characters.
         """
         reader = self.get_reader()
         return reader.push(check_text("text", text)) + reader.finish()
+
+    def normalize(self, text: str) -> str:
+        """
+        Shows what of a text will be read: without what no voice should read, and with numbers and the like written out if
+        the processor has a `normalizer`.
+
+        Args:
+            text (`str`):
+                The text.
+
+        Returns:
+            `str`: the text to read, in which a blank line begins a paragraph.
+
+        Raises:
+            `ValueError`: if `text` is not a string of whole characters.
+
+        Example:
+
+        ```python
+        >>> processor = SledProcessor.from_pretrained(builtin_voice(), normalizer="en")
+        >>> processor.normalize("Dr. Smith paid $3.50 at 5 p.m.")
+        'Doctor Smith paid three dollars and fifty cents at five P M.'
+        ```
+        """
+        return "".join(self.get_words(text))
 
     def split_text(self, text: str, num_prompt_frames: int = 0, prompt_text: str | None = None) -> list[str]:
         """
