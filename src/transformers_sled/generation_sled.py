@@ -379,8 +379,8 @@ class SledGenerationMixin(GenerationMixin):
             max_duration (`float`, *optional*):
                 Duration in seconds after which the speech is cut off. A source that never ends needs one.
             kwargs:
-                The voice, as the processor takes it (`prompt_text`, `prompt_audio` and `sampling_rate`, or
-                `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, `stopping_criteria`, and
+                The voice, as the processor takes it (`voice_preset`, or `prompt_text` with `prompt_audio` and
+                `sampling_rate` or with `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, `stopping_criteria`, and
                 generation parameters as [`~SledGenerationMixin.generate`] takes them.
 
         Yields:
@@ -458,8 +458,15 @@ class SledGenerationMixin(GenerationMixin):
             raise ValueError(f"`processor` must be a `SledProcessor`, got {type(processor).__name__}.")
         if max_duration is not None and not (isinstance(max_duration, int | float) and 0 < max_duration < math.inf):
             raise ValueError(f"`max_duration` must be a positive number of seconds, got {max_duration!r}.")
-        voice_names = ("prompt_text", "prompt_audio", "prompt_latents", "prompt_latents_mask", "sampling_rate")
-        voice = {name: kwargs.pop(name) for name in voice_names if name in kwargs}
+        voice_names = (
+            "prompt_text",
+            "prompt_audio",
+            "prompt_latents",
+            "prompt_latents_mask",
+            "sampling_rate",
+            "voice_preset",
+        )
+        voice = processor.get_voice(**{name: kwargs.pop(name) for name in voice_names if name in kwargs})
         generator = kwargs.pop("generator", None)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError(f"`generator` must be a `torch.Generator`, got {type(generator).__name__}.")
