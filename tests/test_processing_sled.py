@@ -2,7 +2,10 @@
 
 import copy
 import io
+import json
 import pickle
+import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -58,6 +61,35 @@ def test_save_and_load(processor, tmp_path):
     assert isinstance(loaded, SledProcessor)
     assert loaded.to_dict() == processor.to_dict()
     assert ids_of(loaded, TEXT) == ids_of(processor, TEXT)
+
+
+@pytest.mark.parametrize("file_name", ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"])
+@pytest.mark.parametrize("kind", ["released", "saved"])
+def test_a_missing_file_is_named(processor, tmp_path, kind, file_name):
+    folder = shutil.copytree(f"{GOLDEN}/offline", tmp_path / "voice", ignore=shutil.ignore_patterns("*.safetensors"))
+    if kind == "saved":
+        processor.save_pretrained(folder)
+        (folder / "vocab.json").unlink()
+    if not (folder / file_name).is_file():
+        return
+    (folder / file_name).unlink()
+    if kind == "saved" and file_name == "config.json":
+        assert SledProcessor.from_pretrained(folder)(TEXT).keys() == processor(TEXT).keys()
+    else:
+        missing = file_name.replace("vocab.json", "tokenizer.json")
+        with pytest.raises(ValueError, match=f"it has no {missing}"):
+            SledProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("field", "value"), [("vocab_size", 700), ("eos_token_id", 5), ("bos_token_id", 7)])
+def test_a_tokenizer_that_is_not_the_models_is_named(processor, tmp_path, field, value):
+    processor.save_pretrained(tmp_path)
+    config = json.loads(Path(GOLDEN, "offline", "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    SledProcessor.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(ValueError, match=rf"tokenizer that is not its model's.*`{field}`.* {value}"):
+        SledProcessor.from_pretrained(tmp_path)
 
 
 def test_text_has_start_and_end_tokens_and_is_padded_on_the_models_side(processor, interleaved_processor):

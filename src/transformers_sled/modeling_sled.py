@@ -403,7 +403,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             config_dict, _ = SledConfig.get_config_dict(config_source, **hub_kwargs, **location)
             if config_dict.get("model_type") != SledConfig.model_type:
                 raise ValueError(
-                    f"{str(config_source)!r} is not a SLED checkpoint: its `model_type` is "
+                    f"{str(config_source)!r} is not a SLED checkpoint: `model_type` in its config.json, if it has one, is "
                     f"{config_dict.get('model_type')!r}, expected 'sled' or 'speech_llama'."
                 )
             sled_config = SledConfig.from_dict(config_dict)

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.utils import PROCESSOR_NAME, PaddingStrategy, cached_file, logging
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, PaddingStrategy, cached_file, logging
 
 from .audio_sled import describe, list_audio, measure_sound, read_audio, write_audio
 from .configuration_sled import SledConfig
@@ -127,23 +127,30 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             [`SledProcessor`]: the processor.
 
         Raises:
-            `OSError`: if the repository or its files cannot be found.
+            `OSError`: if the repository cannot be found.
+            `ValueError`: if a file is missing in it, or its tokenizer is not the model's.
         """
         hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
         hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
         location = {name: kwargs[name] for name in ("revision", "subfolder") if kwargs.get(name)}
-        processor_file = cached_file(
-            pretrained_model_name_or_path,
-            PROCESSOR_NAME,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **hub_kwargs,
-            **location,
-        )
-        if processor_file is not None:
-            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        name = str(pretrained_model_name_or_path)
+
+        def has_file(file_name: str) -> bool:
+            options = {f"_raise_exceptions_for_{error}": False for error in ("missing_entries", "connection_errors")}
+            return cached_file(name, file_name, **options, **hub_kwargs, **location) is not None
+
+        has_processor, has_config = has_file(PROCESSOR_NAME), has_file(CONFIG_NAME)
+        # transformers would make up what is missing.
+        if not has_config and not has_processor:
+            raise ValueError(f"{name!r} is no SLED checkpoint, or an incomplete one: it has no {CONFIG_NAME}.")
+        for file_names in (("tokenizer.json", "vocab.json"), ("tokenizer_config.json",)):
+            if not any(has_file(file_name) for file_name in file_names):
+                raise ValueError(f"{name!r} is incomplete: it has no {file_names[0]}.")
+        # A processor may be in a folder of its own, without a model.
+        config = SledConfig.from_pretrained(name, **hub_kwargs, **location) if has_config else None
+        if has_processor:
+            processor = super().from_pretrained(name, **kwargs)
         else:
-            config = SledConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs, **location)
             codec_config = config.codec_config
             if codec_config is None and config.codec_id == SledConfig.codec_id:
                 codec_config = EncodecConfig()
@@ -151,11 +158,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                 codec_config = EncodecConfig.from_pretrained(config.codec_id, **hub_kwargs)
             processor = cls(
                 EncodecFeatureExtractor(sampling_rate=codec_config.sampling_rate),
-                AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config, **hub_kwargs, **location),
+                AutoTokenizer.from_pretrained(name, config=config, **hub_kwargs, **location),
                 hop_length=codec_config.hop_length,
                 max_position_embeddings=config.max_position_embeddings,
             )
-        processor._voices = dict(find_voices(pretrained_model_name_or_path, **hub_kwargs, **location))
+        if config is not None:
+            _check_tokenizer(processor.tokenizer, config, name)
+        processor._voices = dict(find_voices(name, **hub_kwargs, **location))
         return processor
 
     def save_pretrained(
@@ -701,6 +710,25 @@ def _write_voice(path: str | Path, voice: dict[str, Any]) -> None:
 
 def _get_mask(latents: torch.Tensor) -> torch.Tensor:
     return torch.ones(latents.shape[:2], dtype=torch.long, device=latents.device)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: SledConfig, name: str) -> None:
+    """Whether a checkpoint's tokenizer is the one that its model has learned with."""
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"{name!r} has a tokenizer without a padding token: its tokenizer_config.json must name one.")
+    for token in ("bos_token_id", "eos_token_id"):
+        expected = getattr(config, token)
+        if expected is not None and getattr(tokenizer, token) != expected:
+            raise ValueError(
+                f"{name!r} has a tokenizer that is not its model's: `{token}` is {getattr(tokenizer, token)} in the "
+                f"tokenizer and {expected} in {CONFIG_NAME}."
+            )
+    # Without what has been added: `<mask>` stands beyond the vocabulary of the released models, and in no text.
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{name!r} has a tokenizer that is not its model's: its vocabulary has {tokenizer.vocab_size} tokens, and "
+            f"`vocab_size` in {CONFIG_NAME} is {config.vocab_size}."
+        )
 
 
 def _is_list(value: Any) -> bool:
