@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoProcessor, BatchFeature, pipeline
 
+from test_audio_sled import ANYTHING, RATES
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
 
 
@@ -345,6 +346,8 @@ def test_messages_about_voices_list_them(checkpoint, processor):
         loaded(TEXT)
     with pytest.raises(ValueError, match="`voice_preset` must be left out, since this checkpoint has no voices"):
         processor(TEXT, voice_preset="anna")
+    with pytest.raises(ValueError, match=r"`path` must be one of the voices \['anna', 'ben'\] or a file.*got 'carl'"):
+        loaded.load_voice("carl")
     (checkpoint / "voices" / "anna.safetensors").write_bytes(b"broken")
     with pytest.raises(ValueError, match="'anna' cannot be read as a voice"):
         loaded(TEXT, voice_preset="anna")
@@ -636,9 +639,6 @@ def test_audio_that_cannot_be_written_is_named(processor, tmp_path, monkeypatch,
 
 CONTROL_TOKENS = st.sampled_from(["<s>", "</s>", "<pad>", "<mask>", "<unk>"])
 TEXTS = st.lists(st.one_of(st.text(max_size=40), CONTROL_TOKENS), max_size=4).map("".join)
-NUMBER_TYPES = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool", "complex64", "U2"]
-SHAPES = st.lists(st.integers(0, 30), max_size=3).map(tuple)
-RATES = st.one_of(st.none(), st.integers(-1, 10**6), st.floats(), st.just("24000"))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -654,13 +654,33 @@ def test_any_text_gives_speech_or_a_named_error(processor, model, text):
     assert audio.ndim == 1 and torch.isfinite(audio).all()
 
 
-@settings(max_examples=60, deadline=None)
-@given(dtype=st.sampled_from(NUMBER_TYPES), shape=SHAPES, rate=RATES, seed=st.integers(0, 10))
-def test_any_array_gives_a_prompt_or_a_named_error(processor, dtype, shape, rate, seed):
-    array = (np.random.default_rng(seed).normal(0, 1, shape)).astype(dtype)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_audio_gives_inputs_or_a_named_error(processor, data):
+    check_any_audio(processor, data)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_of_many_audios_gives_inputs_or_a_named_error(processor, data):
+    check_any_audio(processor, data)
+
+
+def check_any_audio(processor, data):
+    texts = data.draw(st.lists(st.sampled_from([TEXT, "Stop."]), min_size=1, max_size=3))
+    audio, rate = data.draw(ANYTHING), data.draw(RATES)
+    prompt_text = data.draw(st.one_of(st.none(), TEXTS, st.lists(TEXTS, max_size=3)))
+    voice_preset = data.draw(st.sampled_from([None, None, None, "anna", ["anna"]]))
+    name = data.draw(st.sampled_from(["prompt_audio", "audio"]))
+    arguments = {name: audio, "sampling_rate": rate, "prompt_text": prompt_text, "voice_preset": voice_preset}
+    names = [f"`{one}" for one in ("audio", "prompt_audio", "prompt_text", "sampling_rate`", "voice_preset`")]
     try:
-        values = processor(TEXT, prompt_audio=array, sampling_rate=rate)["prompt_values"]
+        inputs = processor(texts, **arguments)
     except ValueError as error:
-        assert "`prompt_audio" in str(error) or "`sampling_rate`" in str(error)
+        assert any(one in str(error) for one in names) and len(str(error)) < 800, error
         return
-    assert values.shape[-1] % processor.hop_length == 0 and torch.isfinite(values).all()
+    values = inputs.get("prompt_values" if name == "prompt_audio" else "input_values")
+    if values is not None:
+        assert torch.isfinite(values).all() and len(values) in (1, len(texts))
+        assert name == "audio" or values.shape[-1] % processor.hop_length == 0

@@ -33,21 +33,20 @@ def main() -> None:
         "--also", nargs="*", default=[], help="folders of checkpoints with the same codec, to give them to"
     )
     parser.add_argument("--corpus", required=True, help="parquet files with text, speaker, duration and audio")
-    parser.add_argument("--num-validation", type=int, default=128, help="first rows, of which the sentences are taken")
+    parser.add_argument("--num-validation", type=int, default=128, help="first rows, kept out of training")
     parser.add_argument("--speakers", nargs="+", required=True, help="whose voices to make")
     parser.add_argument("--recognizer", default="tiny.en", help="Whisper, as faster-whisper takes it")
     parser.add_argument(
         "--duration", type=float, nargs=2, default=(2.4, 4.0), help="seconds of a recording, from and to"
     )
     parser.add_argument("--candidates", type=int, default=12, help="recordings of each speaker to try")
-    parser.add_argument("--sentences", type=int, default=8, help="sentences to try each with")
-    parser.add_argument("--finalists", type=int, default=3, help="recordings to try with four times as many sentences")
+    parser.add_argument("--sentences", type=int, default=16, help="sentences to try each with")
     parser.add_argument("--default", help="the voice that speaks where none is asked for (default: the clearest)")
     arguments = parser.parse_args()
 
     corpus = load_dataset("parquet", data_files=arguments.corpus, split="train")
     corpus = corpus.cast_column("audio", Audio(decode=False))
-    sentences = corpus["text"][: arguments.num_validation]
+    sentences = corpus["text"][: arguments.sentences]
     speakers, durations = corpus["speaker"][:], corpus["duration"][:]
     model, processor = (
         AutoModelForTextToWaveform.from_pretrained(arguments.model),
@@ -90,14 +89,9 @@ def main() -> None:
             text = corpus[row]["text"]
             values = processor("a", prompt_text=text, prompt_audio=recording, sampling_rate=rate)["prompt_values"]
             voices.append({"prompt_text": text, **model.encode_prompt(values)})
-            scores.append(score(voices[-1], likeness, sentences[: arguments.sentences]))
-        finalists = sorted(range(len(voices)), key=lambda index: scores[index][0] - scores[index][1])
-        finals = {
-            index: score(voices[index], likeness, sentences[arguments.sentences : 5 * arguments.sentences])
-            for index in finalists[: arguments.finalists]
-        }
-        best = min(finals, key=lambda index: finals[index][0] - finals[index][1])
-        rates[speaker], similarity = finals[best]
+            scores.append(score(voices[-1], likeness, sentences))
+        best = min(range(len(voices)), key=lambda index: scores[index][0] - scores[index][1])
+        rates[speaker], similarity = scores[best]
         for folder in folders:
             Path(folder, "voices").mkdir(exist_ok=True)
             processor.save_voice(Path(folder, "voices", f"{speaker}.safetensors"), **voices[best])

@@ -1,6 +1,7 @@
 """SLED processor: text and audio to tensors, voices to files and back, audio to files."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -643,8 +644,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         if isinstance(voice, dict):
             return dict(voice)
         file_name = path if voice is None else voice()
+        if not isinstance(file_name, str | os.PathLike) or not Path(file_name).expanduser().is_file():
+            raise ValueError(
+                f"`path` must be one of the voices {self.voices} or a file that `save_voice` has written, got "
+                f"{describe(path)}."
+            )
         try:
-            with safe_open(file_name, framework="pt") as file:
+            with safe_open(Path(file_name).expanduser(), framework="pt") as file:
                 metadata, names = file.metadata() or {}, set(file.keys())
                 if "prompt_text" not in metadata or names != {"prompt_latents"}:
                     raise ValueError(f"`path` {describe(path)} holds no voice: it was not written by `save_voice`.")
