@@ -386,7 +386,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 raise ValueError(f"{str(config_source)!r} is not a SLED checkpoint: it has no `{CONFIG_NAME}`.")
             if config_dict.get("model_type") != SledConfig.model_type:
                 raise ValueError(
-                    f"{str(config_source)!r} is not a SLED checkpoint: its `model_type` is "
+                    f"{str(config_source)!r} is not a SLED checkpoint: `model_type` in its config.json, if it has one, is "
                     f"{config_dict.get('model_type')!r}, expected 'sled' or 'speech_llama'."
                 )
             own_names = SledConfig.attribute_map
