@@ -2,12 +2,13 @@
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForTextToWaveform, AutoProcessor
 
+from .codec_sled import SledAudioChunker, SledStreamingDecoder
 from .configuration_sled import SledConfig
 from .generation_sled import SledGenerateOutput, SledGenerationMixin
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
-from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, SledStreamingDecoder
+from .streaming_sled import SledAudioStreamer, SledIncrementalTokenizer
 from .training.collator import SledDataCollator
 from .voices import builtin_voice
 

@@ -35,7 +35,8 @@ from transformers.generation import (
 )
 from transformers.modeling_outputs import ModelOutput
 
-from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, encode_text
+from .codec_sled import SledAudioChunker
+from .streaming_sled import SledAudioStreamer, SledIncrementalTokenizer, encode_text
 
 
 if TYPE_CHECKING:

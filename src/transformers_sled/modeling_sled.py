@@ -1,8 +1,5 @@
 """SLED model: a Llama-style decoder over text and speech latents, with a generative head and an EnCodec codec."""
 
-import contextlib
-import copy
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -26,6 +24,15 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from .codec_sled import (
+    SledCodec,
+    check_bandwidth,
+    copy_codec,
+    decode_codes,
+    decode_latents,
+    encode_codes,
+    load_codec,
+)
 from .configuration_sled import SledConfig
 from .generation_sled import SledGenerationMixin
 from .hub_sled import AUTO_MAP, CARD_NAME, SledHubMixin, create_model_card, link_processor, save_code
@@ -225,32 +232,6 @@ class SledGenerativeHeadFinalLayer(nn.Module):
         return self.linear(self.norm(stream) * (1 + scale) + shift)
 
 
-class SledCodec(EncodecModel):
-    """EnCodec, frozen and always in float32, whatever happens to the model around it."""
-
-    def __init__(self, config: EncodecConfig) -> None:
-        super().__init__(config)
-        if config.normalize or config.chunk_length_s is not None or config.audio_channels != 1:
-            raise ValueError(
-                "SLED needs a mono codec that encodes whole utterances without normalization, got `normalize="
-                f"{config.normalize}`, `chunk_length_s={config.chunk_length_s}`, "
-                f"`audio_channels={config.audio_channels}`."
-            )
-        self.requires_grad_(False)
-
-    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """The codec has no attention, so a choice made for the whole model does not concern it."""
-        return "eager"
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "SledCodec":
-        # `.to()`, `.half()` and their like all go through here; a round trip through a lower precision would lose bits.
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if tensor.is_floating_point() and moved.dtype != tensor.dtype else moved
-
-        return super()._apply(move, recurse)
-
-
 class SledPreTrainedModel(PreTrainedModel):
     config_class = SledConfig
     config: SledConfig
@@ -411,7 +392,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         holds_codec = sled_config.codec_config is not None
         separate_codec = None
         if codec is not None or not holds_codec:
-            separate_codec = _load_codec(codec if codec is not None else sled_config.codec_id, **hub_kwargs)
+            separate_codec = load_codec(codec if codec is not None else sled_config.codec_id, **hub_kwargs)
             cls._check_codec(sled_config, separate_codec.config)
 
         # The released checkpoints keep the head's weights inside the loss module that trains it.
@@ -461,11 +442,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"`codec` has latents of width {codec_config.hidden_size} (`hidden_size`), but the model's `latent_dim` is "
                 f"{config.latent_dim}."
             )
-        if config.codec_bandwidth not in codec_config.target_bandwidths:
-            raise ValueError(
-                f"`codec_bandwidth` is {config.codec_bandwidth} kbit/s, but `codec` works at "
-                f"{list(codec_config.target_bandwidths)}."
-            )
+        check_bandwidth(codec_config, config.codec_bandwidth, "codec_bandwidth")
 
     def set_codec(self, codec: EncodecModel) -> None:
         """
@@ -479,7 +456,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             `ValueError`: if the codec does not fit the model.
         """
         self._check_codec(self.config, codec.config)
-        self._attach_codec(_copy_codec(codec))
+        self._attach_codec(copy_codec(codec))
 
     def _attach_codec(self, codec: SledCodec) -> None:
         self.codec = codec.to(self.device).eval().requires_grad_(False)
@@ -563,7 +540,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             )
         return self.codec
 
-    @torch.no_grad()
     def encode_audio(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -580,26 +556,30 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             `tuple(torch.FloatTensor, torch.BoolTensor)`: latents `(batch_size, num_frames, latent_dim)` in float32, zero
             where masked, and their mask `(batch_size, num_frames)`. A last frame that is not full is completed with
             silence.
-        """
-        codec = self.get_codec()
-        input_values = input_values.reshape(input_values.shape[0], -1).to(codec.device, torch.float32)
-        if padding_mask is None:
-            padding_mask = torch.ones_like(input_values, dtype=torch.bool)
-        padding_mask = padding_mask.reshape(input_values.shape).to(codec.device).bool()
-        if padding_mask.shape[1] > 1 and (padding_mask[:, 1:] > padding_mask[:, :-1]).any():
-            input_values, padding_mask = _pack_left(input_values, padding_mask)
-        hop_length = codec.config.hop_length
-        missing = -input_values.shape[1] % hop_length
-        input_values = nn.functional.pad(input_values * padding_mask, (0, missing))
-        num_frames = (padding_mask.sum(dim=1) + hop_length - 1) // hop_length
-        with _full_precision(codec.device):
-            codes = codec.encode(
-                input_values[:, None], bandwidth=self.config.codec_bandwidth, return_dict=True
-            ).audio_codes[0]
-        mask = torch.arange(codes.shape[-1], device=codes.device) < num_frames[:, None]
-        return self.decode_codes(codes) * mask[..., None], mask
 
-    @torch.no_grad()
+        Raises:
+            `ValueError`: if an argument is of another shape.
+        """
+        batch_size, num_samples = input_values.shape[0], input_values.shape[-1]
+        if input_values.shape not in ((batch_size, num_samples), (batch_size, 1, num_samples)):
+            raise ValueError(
+                "`input_values` must be of shape (batch_size, 1, num_samples) or (batch_size, num_samples), got "
+                f"{tuple(input_values.shape)}."
+            )
+        waveforms = list(input_values.reshape(batch_size, num_samples))
+        if padding_mask is not None:
+            if padding_mask.shape not in ((batch_size, num_samples), (batch_size, 1, num_samples)):
+                raise ValueError(
+                    f"`padding_mask` must be of shape {(batch_size, num_samples)}, got {tuple(padding_mask.shape)}."
+                )
+            masks = padding_mask.reshape(batch_size, num_samples).to(input_values.device).bool()
+            waveforms = [waveform[mask] for waveform, mask in zip(waveforms, masks, strict=True)]
+        codes = encode_codes(self.get_codec(), waveforms, self.config.codec_bandwidth)
+        num_frames = torch.tensor([row.shape[1] for row in codes], device=codes[0].device)
+        padded_codes = pad_sequence([row.t() for row in codes], batch_first=True).transpose(1, 2)
+        mask = torch.arange(padded_codes.shape[2], device=num_frames.device) < num_frames[:, None]
+        return self.decode_codes(padded_codes) * mask[..., None], mask
+
     def decode_codes(self, audio_codes: torch.Tensor) -> torch.Tensor:
         """
         Looks codes up in the codebooks.
@@ -613,7 +593,8 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             codebook vectors.
 
         Raises:
-            `ValueError`: if the number of codebooks is not the one of `config.codec_bandwidth`.
+            `ValueError`: if the number of codebooks is not the one of `config.codec_bandwidth`, or a code is not an entry
+            of its codebook.
         """
         codec = self.get_codec()
         num_codebooks = codec.quantizer.get_num_quantizers_for_bandwidth(self.config.codec_bandwidth)
@@ -622,14 +603,12 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"`audio_codes` must be of shape (batch_size, {num_codebooks}, num_frames) for a codec at "
                 f"{self.config.codec_bandwidth} kbit/s, got {tuple(audio_codes.shape)}."
             )
-        codes = audio_codes.to(codec.device, torch.long).transpose(0, 1)
-        with _full_precision(codec.device):
-            return codec.quantizer.decode(codes).transpose(1, 2)
+        return decode_codes(codec, audio_codes)
 
-    @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """
-        Turns speech latents into audio with the codec's decoder, without its quantizer.
+        Turns speech latents into audio with the codec's decoder, without its quantizer. Beyond the audio itself, long
+        speech takes no more memory than short speech.
 
         Args:
             latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`):
@@ -638,13 +617,16 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_frames * hop_length)`: waveforms in float32 at the codec's
             sampling rate.
+
+        Raises:
+            `ValueError`: if `latents` is of another shape.
         """
-        codec = self.get_codec()
-        latents = latents.to(codec.device, torch.float32)
-        if latents.shape[1] == 0:
-            return latents.new_zeros(latents.shape[0], 0)
-        with _full_precision(codec.device):
-            return codec.decoder(latents.transpose(1, 2))[:, 0]
+        if latents.ndim != 3 or latents.shape[0] == 0:
+            raise ValueError(
+                f"`latents` must be of shape (batch_size, num_frames, {self.config.latent_dim}), got "
+                f"{tuple(latents.shape)}."
+            )
+        return torch.stack(decode_latents(self.get_codec(), list(latents)))
 
     def encode_prompt(
         self, prompt_values: torch.Tensor, prompt_values_mask: torch.Tensor | None = None
@@ -984,59 +966,12 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         )
 
 
-@contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Computes in float32 as it is: without autocast, and without the TF32 that convolutions use on a GPU by default."""
-    cudnn = torch.backends.cudnn
-    flags = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    with torch.autocast(device.type, enabled=False), cudnn.flags(**flags, allow_tf32=False):
-        yield
-
-
 def _pack_left(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Moves what the mask (batch_size, length) keeps to the left of each row, in order, and zeroes the rest."""
     order = torch.argsort((~mask).int(), dim=1, stable=True)
     mask = mask.gather(1, order)
     index, keep = (order, mask) if values.ndim == 2 else (order[..., None].expand_as(values), mask[..., None])
     return values.gather(1, index) * keep, mask
-
-
-def _copy_codec(codec: EncodecModel) -> SledCodec:
-    sled_codec = SledCodec(copy.deepcopy(codec.config))
-    sled_codec.load_state_dict(codec.state_dict())
-    return sled_codec
-
-
-def _load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> SledCodec:
-    """A copy of the codec, or the one kept at a place."""
-    if isinstance(codec, EncodecModel):
-        return _copy_codec(codec)
-    if not isinstance(codec, str | Path):
-        raise ValueError(
-            f"`codec` must be an `EncodecModel`, a repository or a folder, got {type(codec).__name__}. The checkpoint "
-            "holds no codec and its `codec_id` names none."
-        )
-    try:
-        config_dict, _ = EncodecConfig.get_config_dict(codec, **hub_kwargs)
-        if config_dict.get("model_type") != "encodec":
-            raise ValueError(
-                f"`codec` must be an EnCodec, but {str(codec)!r} has the `model_type` {config_dict.get('model_type')!r}."
-            )
-        model, loading_info = SledCodec.from_pretrained(
-            codec, dtype=torch.float32, output_loading_info=True, **hub_kwargs
-        )
-        if loading_info["missing_keys"]:
-            raise ValueError(
-                f"`codec` {str(codec)!r} is incomplete: {len(loading_info['missing_keys'])} weights are missing."
-            )
-        return model
-    except OSError as error:
-        raise OSError(
-            f"The checkpoint holds no codec weights, and the codec {str(codec)!r} could not be loaded. There are three "
-            "ways to provide it: (1) let it be downloaded once while the Hub is reachable, for example with `hf download "
-            f"{codec}`; (2) pass `codec=` a local folder or an `EncodecModel`; (3) save a checkpoint that holds its codec "
-            "with `model.save_pretrained(...)` where it is at hand, and load that one."
-        ) from error
 
 
 __all__ = [

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .codec_sled import SledAudioChunker, SledStreamingDecoder
 from .generation_sled import _NEEDS_FRAME, _NEEDS_TEXT, _get_pieces, _Row, _StreamRequest, _TextSource
-from .streaming_sled import SledAudioChunker, SledStreamingDecoder
 
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from transformers import AutoTokenizer, EncodecModel
 from transformers_sled.training import (
     PreparationArguments,
     TokenizerArguments,
-    extract_codes,
     load_manifest,
     load_source,
     prepare_dataset,
@@ -83,13 +82,6 @@ def corpus(tmp_path):
         soundfile.write(path, noise(int(RATE * (0.6 + 0.1 * ((index * 7) % 10))), seed=index), RATE, subtype="FLOAT")
         rows.append({"id": f"u{index}", "text": f"Sentence {index}.", "speaker": "a", "audio": str(path)})
     return datasets.Dataset.from_list(rows)
-
-
-def test_codes_in_a_batch_are_those_of_each_row_alone(codec):
-    waveforms = [noise(length, seed=length) for length in (14720, 24000, 9999, 7 * 320)]
-    for waveform, codes in zip(waveforms, extract_codes(waveforms, codec), strict=True):
-        assert codes.dtype == np.int16
-        np.testing.assert_array_equal(codes, alone(waveform, codec))
 
 
 def test_rows_of_a_few_frames_get_their_own_codes(codec, tmp_path):
@@ -317,7 +309,7 @@ def test_other_settings_do_not_mix(codec, tmp_path, corpus):
     [
         ({"text_column": "sentence"}, "`text_column` must be one of the columns"),
         ({"audio_column": "wav"}, "`audio_column` must be one of the columns"),
-        ({"bandwidth": 5.0}, "`bandwidth` must be one of"),
+        ({"bandwidth": 5.0}, r"`bandwidth` is 5\.0 kbit/s"),
         ({"rank": 2, "world_size": 2}, "`rank` must be"),
         ({"min_duration": 3.0, "max_duration": 2.0}, "`min_duration` must be"),
         ({"shard_size": 0}, "`shard_size` must be"),
