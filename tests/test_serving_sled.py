@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import StoppingCriteria
 
-from transformers_sled import SledForSpeechSynthesis, SledProcessor, serving_sled
+from transformers_sled import SledForSpeechSynthesis, SledProcessor, cache_sled, serving_sled
 from transformers_sled.serving_sled import SledStream, SledStreamServer
 
 
@@ -118,7 +118,7 @@ class Feeder:
 def test_streams_that_come_and_go_say_what_each_says_alone(kind, attn_implementation, monkeypatch):
     # Small enough for texts and prompts to be read in several portions, and the cache to grow several times.
     monkeypatch.setattr(serving_sled, "MAX_PREFILL_POSITIONS", 7)
-    monkeypatch.setattr(serving_sled, "CACHE_GROWTH", 16)
+    monkeypatch.setattr(cache_sled, "MIN_GROWTH", 16)
     rng = random.Random(3)
     server = make_server(kind, max_streams=3, attn_implementation=attn_implementation)
     waveforms: dict[SledStream, list[torch.Tensor]] = {}

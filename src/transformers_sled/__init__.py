@@ -8,10 +8,13 @@ from .generation_sled import SledGenerateOutput, SledGenerationMixin
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
-from .streaming_sled import SledAudioStreamer, SledIncrementalTokenizer
+from .streaming_sled import SledAudioStreamer
+from .text_sled import SledIncrementalTokenizer
 from .training.collator import SledDataCollator
 from .voices import builtin_voice
 
+
+__version__ = "0.1.0"
 
 AutoConfig.register("sled", SledConfig)
 # `AutoConfig.register` takes one model type for a class; this is the released checkpoints'.
@@ -37,5 +40,6 @@ __all__ = [
     "SledStream",
     "SledStreamServer",
     "SledStreamingDecoder",
+    "__version__",
     "builtin_voice",
 ]

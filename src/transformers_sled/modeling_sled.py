@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from .cache_sled import CACHE_ARGUMENT
 from .codec_sled import (
     SledCodec,
     check_bandwidth,
@@ -36,6 +37,7 @@ from .codec_sled import (
 from .configuration_sled import SledConfig
 from .generation_sled import SledGenerationMixin
 from .hub_sled import AUTO_MAP, CARD_NAME, SledHubMixin, create_model_card, link_processor, save_code
+from .interleaving_sled import get_positions
 
 
 # Weight of the one positive position of a row in the end-of-speech loss (the original's `bceloss.pos_weight`).
@@ -43,7 +45,7 @@ EOS_POSITIVE_WEIGHT = 100.0
 
 
 @dataclass
-class SledOutput(ModelOutput):
+class SledOutput(BaseModelOutputWithPast):
     """
     Output of [`SledForSpeechSynthesis`].
 
@@ -60,7 +62,7 @@ class SledOutput(ModelOutput):
             Hidden states of the decoder after its final norm. With speech given, every row is its text tokens and speech
             frames in the model's order, packed to the left without padding in between.
         past_key_values (`Cache`, *optional*):
-            Key and value states, for the next call.
+            Key and value states, for the next call; `cache` from transformers 5.24 on.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             Hidden states of the embeddings and of every layer, each `(batch_size, sequence_length, hidden_size)`.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
@@ -71,10 +73,6 @@ class SledOutput(ModelOutput):
     energy_loss: torch.Tensor | None = None
     eos_loss: torch.Tensor | None = None
     eos_logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -106,23 +104,19 @@ class SledAttention(LlamaAttention):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        cache = kwargs.get(CACHE_ARGUMENT)
         # Torch's attention for half precision on CPU is slower than for float32, and sets itself up anew at every length.
         if (
-            past_key_values is not None
+            cache is not None
             and hidden_states.device.type == "cpu"
             and hidden_states.dtype != torch.float32
             and self.config._attn_implementation == "sdpa"
         ):
-            return self._attend_in_float32(hidden_states, position_embeddings, attention_mask, past_key_values), None
+            return self._attend_in_float32(hidden_states, position_embeddings, attention_mask, cache), None
         attn_output, attn_weights = super().forward(
-            hidden_states,
-            position_embeddings=position_embeddings,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            **kwargs,
+            hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask, **kwargs
         )
         return self.dropout(attn_output), attn_weights
 
@@ -131,7 +125,7 @@ class SledAttention(LlamaAttention):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache,
+        cache: Cache,
     ) -> torch.Tensor:
         """The base class's forward with queries, keys and values, and so the cache, in float32."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -140,7 +134,7 @@ class SledAttention(LlamaAttention):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        key, value = past_key_values.update(key, value, self.layer_idx)
+        key, value = cache.update(key, value, self.layer_idx)
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.float()
         attended, _ = sdpa_attention_forward(self, query, key, value, attention_mask, scaling=self.scaling)
@@ -239,7 +233,7 @@ class SledPreTrainedModel(PreTrainedModel):
     input_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
     _no_split_modules = ["SledDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_ARGUMENT]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -711,7 +705,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         audio_codes_mask: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_loss: bool = True,
@@ -739,8 +732,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 default.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Positions, for calls without speech.
-            past_key_values ([`~transformers.Cache`], *optional*):
-                Cache of earlier positions, for calls without speech.
             inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Embeddings (from `embed_text` and `embed_latents`) instead of `input_ids`, for calls without speech.
             use_cache (`bool`, *optional*):
@@ -748,7 +739,8 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             return_loss (`bool`, *optional*, defaults to `True`):
                 Whether to compute the losses where speech is given.
             kwargs:
-                Further arguments of [`~transformers.LlamaModel`], such as `output_hidden_states`.
+                Further arguments of [`~transformers.LlamaModel`], such as `output_hidden_states` and, for calls without
+                speech, its cache (`past_key_values`, or `cache` from transformers 5.24 on).
 
         Returns:
             [`SledOutput`]: with speech given, every row is packed to the left in the model's own order of text and
@@ -773,24 +765,17 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 inputs_embeds=inputs_embeds if input_ids is None else self.embed_text(input_ids),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 **kwargs,
             )
-            return SledOutput(
-                eos_logits=self.eos_head(outputs.last_hidden_state).squeeze(-1),
-                last_hidden_state=outputs.last_hidden_state,
-                past_key_values=outputs.past_key_values,
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
-            )
+            return SledOutput(eos_logits=self.eos_head(outputs.last_hidden_state).squeeze(-1), **outputs)
 
         if input_ids is None:
             raise ValueError("Speech needs the `input_ids` of its text.")
         if input_values is not None and audio_codes is not None:
             raise ValueError("Give speech either as `input_values` or as `audio_codes`.")
-        if inputs_embeds is not None or past_key_values is not None or position_ids is not None:
-            raise ValueError("`inputs_embeds`, `past_key_values` and `position_ids` are for calls without speech.")
+        if inputs_embeds is not None or position_ids is not None or kwargs.get(CACHE_ARGUMENT) is not None:
+            raise ValueError(f"`inputs_embeds`, `{CACHE_ARGUMENT}` and `position_ids` are for calls without speech.")
         latents, latents_mask = self._get_target_latents(input_values, padding_mask, audio_codes, audio_codes_mask)
         latents, latents_mask = latents.to(input_ids.device), latents_mask.to(input_ids.device)
         if attention_mask is None:
@@ -808,7 +793,9 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"({self.config.max_position_embeddings})."
             )
 
-        text_positions, frame_positions = self._get_positions(text_mask, latents_mask, num_tokens, num_frames)
+        text_positions, frame_positions = get_positions(
+            self.config, num_tokens, num_frames, text_mask.shape[1], latents_mask.shape[1]
+        )
         visible_text, input_ids, is_dropped = self._drop_text(input_ids, text_mask, num_tokens)
 
         # Scatter text and speech to their places; padding goes to a slot past the end that is cut off.
@@ -862,33 +849,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"`audio_codes_mask` must be of shape {tuple(latents.shape[:2])}, got {tuple(audio_codes_mask.shape)}."
             )
         return _pack_left(latents, audio_codes_mask.to(latents.device).bool())
-
-    def _get_positions(
-        self,
-        text_mask: torch.Tensor,
-        latents_mask: torch.Tensor,
-        num_tokens: torch.Tensor,
-        num_frames: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Places of the text tokens `(batch_size, num_tokens)` and of the frames `(batch_size, num_frames + 1)` in a row,
-        the last of which is where a frame after the row's end would go. Offline, text comes first. Interleaved, blocks of
-        text and speech alternate as long as both fill one; then one more block of text, the rest of the speech and the
-        rest of the text follow (`modeling_speech_llama` of the original, for each row by its own lengths).
-        """
-        token_index = torch.arange(text_mask.shape[1], device=text_mask.device).expand_as(text_mask)
-        frame_index = torch.arange(latents_mask.shape[1] + 1, device=text_mask.device)[None]
-        frame_index = frame_index.expand(latents_mask.shape[0], -1)
-        num_tokens, num_frames = num_tokens[:, None], num_frames[:, None]
-        text_size, speech_size = self.config.text_chunk_size, self.config.speech_chunk_size
-        if text_size is None or speech_size is None:
-            return token_index, frame_index + num_tokens
-        num_blocks = torch.minimum(num_tokens // text_size, num_frames // speech_size)
-        token_block = token_index // text_size
-        frames_before = torch.where(token_block <= num_blocks, token_block * speech_size, num_frames)
-        frame_block = torch.minimum(frame_index // speech_size, num_blocks)
-        tokens_before = torch.minimum((frame_block + 1) * text_size, num_tokens)
-        return token_index + frames_before, frame_index + tokens_before
 
     def _drop_text(
         self, input_ids: torch.Tensor, text_mask: torch.Tensor, num_tokens: torch.Tensor

@@ -15,6 +15,7 @@ import soundfile
 import torch
 from transformers import AutoTokenizer, EncodecModel
 
+from example_runner import EXAMPLES, run_example
 from transformers_sled.training import (
     PreparationArguments,
     TokenizerArguments,
@@ -26,7 +27,6 @@ from transformers_sled.training import (
 
 
 CODEC = Path(__file__).parents[1] / "fixtures" / "golden" / "codec"
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RATE = 24000
 
 
@@ -330,14 +330,8 @@ def test_a_codec_without_codebooks(codec, tmp_path, corpus):
 def test_a_trained_tokenizer_has_the_released_layout(tmp_path):
     texts = ["Der Bär läuft über die Brücke.", "Die Brücke über den Fluß ist grün.", "今日は良い天気です。"] * 20
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    arguments = ["--text_files", tmp_path / "texts.txt", "--output_dir", tmp_path / "tokenizer", "--vocab_size", "300"]
-    trained = subprocess.run(
-        [sys.executable, EXAMPLES / "train_tokenizer.py", *arguments],
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert trained.returncode == 0, trained.stderr
+    files = {"text_files": tmp_path / "texts.txt", "output_dir": tmp_path / "tokenizer"}
+    run_example("train_tokenizer.py", vocab_size=300, **files)
     released = AutoTokenizer.from_pretrained(CODEC.parent / "offline")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert type(tokenizer) is type(released)

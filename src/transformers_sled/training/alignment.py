@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import EncodecModel, PreTrainedTokenizerBase
 
 from ..codec_sled import decode_codes
-from ..streaming_sled import encode_text
+from ..text_sled import encode_text
 
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 
 from ..audio_sled import read_audio
 from ..processing_sled import SledProcessor
-from ..streaming_sled import encode_text
+from ..text_sled import encode_text
 
 
 class SledDataCollator:

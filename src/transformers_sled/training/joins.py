@@ -15,7 +15,7 @@ import datasets
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..streaming_sled import encode_text
+from ..text_sled import encode_text
 from .sources import load_source
 
 

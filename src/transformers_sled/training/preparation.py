@@ -21,7 +21,7 @@ from transformers import EncodecConfig, EncodecModel, PreTrainedTokenizerBase
 
 from ..audio_sled import measure_duration, read_audio
 from ..codec_sled import check_bandwidth, check_codec_config, encode_codes
-from ..streaming_sled import encode_text
+from ..text_sled import encode_text
 from .sources import DroppedItemError, parse_cut, parse_row
 
 

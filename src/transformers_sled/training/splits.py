@@ -12,7 +12,7 @@ import datasets
 from ..audio_sled import measure_duration
 from ..modeling_sled import SledForSpeechSynthesis
 from ..processing_sled import SledProcessor
-from ..streaming_sled import encode_text
+from ..text_sled import encode_text
 from .preparation import codebooks_digest
 from .sources import load_source
 from .trainer import SledTrainingArguments
