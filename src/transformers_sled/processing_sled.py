@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencex
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,12 +22,14 @@ from transformers.utils import PROCESSOR_NAME, cached_file
 from .audio_sled import describe, list_audio, read_audio, write_audio
 from .configuration_sled import SledConfig
 from .hub_sled import SledHubMixin, link_processor
-from .streaming_sled import encode_text
-
-
-# Speech has about this many bytes of UTF-8 text a second: read English has 14 to 15, scripts with more bytes to a letter
-# have fewer letters a second. It decides where long text is split, not how fast it is spoken.
-TEXT_BYTES_PER_SECOND = 14.0
+from .text_sled import (
+    TEXT_BYTES_PER_SECOND,
+    SledPartSplitter,
+    SledTextCleaner,
+    check_text,
+    encode_text,
+    is_sentence_end,
+)
 
 
 class SledBatchFeature(BatchFeature):
@@ -64,6 +65,12 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             Positions of the model, for the text and its speech together. Longer text is split at sentences.
         language (`str`, *optional*, defaults to `"en"`):
             Code of the language whose rules split a text into sentences.
+        max_part_seconds (`float`, *optional*):
+            Seconds of speech that the voice has learned to say in one go, as expected from the text. Longer text is spoken
+            in parts. By default a text is one part if it fits the positions with its speech.
+
+    Raises:
+        `ValueError`: if a number is out of range.
 
     Example:
 
@@ -84,11 +91,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         hop_length: int | None = None,
         max_position_embeddings: int = 2048,
         language: str = "en",
+        max_part_seconds: float | None = None,
     ) -> None:
         super().__init__(feature_extractor, tokenizer)
         self.hop_length = EncodecConfig().hop_length if hop_length is None else hop_length
         self.max_position_embeddings = max_position_embeddings
         self.language = language
+        self.max_part_seconds = max_part_seconds
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SledProcessor":
@@ -249,21 +258,20 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             raise ValueError("Give the voice either as `prompt_audio` or as `prompt_latents`.")
         if prompt_latents_mask is not None and prompt_latents is None:
             raise ValueError("`prompt_latents_mask` needs `prompt_latents`.")
-        prompt_texts = [""] * len(texts)
+        prompt_texts: list[str | None] = [None] * len(texts)
         if prompt_text is not None:
             if not has_prompt:
                 raise ValueError(
                     f"`prompt_text` is {prompt_text!r}, but there is neither `prompt_audio` nor `prompt_latents` that says "
                     "it."
                 )
-            prompt_texts = _check_texts(prompt_text, "prompt_text")
+            prompt_texts = [*_check_texts(prompt_text, "prompt_text")]
             if len(prompt_texts) not in (1, len(texts)):
                 raise ValueError(
                     f"`prompt_text` must be one text or one for each of the {len(texts)} in `text`, got "
                     f"{len(prompt_texts)}."
                 )
             prompt_texts = prompt_texts * len(texts) if len(prompt_texts) == 1 else prompt_texts
-            texts = [f"{before} {after}" for before, after in zip(prompt_texts, texts, strict=True)]
 
         data: dict[str, torch.Tensor] = {}
         num_prompt_frames = [0] * len(texts)
@@ -288,58 +296,65 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         else:
             rows = []
             for one, before, num_frames in zip(texts, prompt_texts, num_prompt_frames, strict=True):
-                parts = self.split_text(one, num_frames, len(f"{before} ") if before else 0)
+                parts = self.split_text(one, num_frames, before)
                 rows.append([token for part in parts for token in encode_text(self.tokenizer, part)])
         encoded = self.tokenizer.pad({"input_ids": rows}, return_attention_mask=True, return_tensors="pt")
         return SledBatchFeature(
             {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], **data}
         )
 
-    def split_text(self, text: str, num_prompt_frames: int = 0, num_prompt_characters: int = 0) -> list[str]:
+    def get_reader(self) -> SledTextCleaner:
         """
-        Splits a text that does not fit the model's positions with its speech into parts of whole sentences, each short
-        enough that it fits together with the part before it. Joined, the parts are the text.
+        Starts to read a text that arrives in pieces.
+
+        Returns:
+            [`SledTextCleaner`]: takes the pieces, gives words as they will be read.
+        """
+        return SledTextCleaner(self.language)
+
+    def get_words(self, text: str) -> list[str]:
+        """
+        Cuts a text into words, as they will be read.
 
         Args:
             text (`str`):
-                Text, with the transcript of the voice prompt at its start if there is one.
-            num_prompt_frames (`int`, *optional*, defaults to 0):
-                Length in frames of the voice prompt, which is part of the first part.
-            num_prompt_characters (`int`, *optional*, defaults to 0):
-                Length of what the voice prompt says at the start of the text. The first part goes beyond it.
+                The text.
 
         Returns:
-            `list[str]`: the parts, a single one where the text fits. White space between sentences starts the later one.
+            `list[str]`: the words, each with the white space before it: a space, or `"\\n\\n"` where a paragraph begins.
+        """
+        reader = self.get_reader()
+        return reader.push(check_text("text", text)) + reader.finish()
+
+    def split_text(self, text: str, num_prompt_frames: int = 0, prompt_text: str | None = None) -> list[str]:
+        """
+        Splits a text into parts, each of which is spoken in one go: as many whole sentences as fit `max_part_seconds` and
+        the model's positions. A sentence that alone is too long is cut after a clause, else after a word, else anywhere. A
+        blank line ends a part. Text that is still being written has the same parts.
+
+        Args:
+            text (`str`):
+                The text.
+            num_prompt_frames (`int`, *optional*, defaults to 0):
+                Length in frames of the voice prompt, which is part of the first part.
+            prompt_text (`str`, *optional*):
+                What the voice prompt says, if `text` does not start with it. It begins the first part.
+
+        Returns:
+            `list[str]`: the parts. A space between two starts the later one, where a byte-level tokenizer makes it part of
+            a word.
 
         Raises:
-            `ValueError`: if a sentence, or the voice prompt with the first one, does not fit.
+            `ValueError`: if there is nothing to say in the text, or the voice prompt leaves no room.
         """
-        if self.estimate_num_positions(text, num_prompt_frames) <= self.max_position_embeddings:
-            return [text]
-        parts: list[str] = []
-        limit = self.max_position_embeddings / 2
-        for sentence in self.split_sentences(text):
-            is_prompt_only = len(parts) == 1 and len(parts[0]) <= num_prompt_characters
-            if parts:
-                frames = num_prompt_frames if len(parts) == 1 else 0
-                num_positions = self.estimate_num_positions(parts[-1] + sentence, frames)
-                if num_positions <= (self.max_position_embeddings if is_prompt_only else limit):
-                    parts[-1] += sentence
-                    continue
-                previous = self.estimate_num_positions(parts[-1], frames)
-                limit = min(self.max_position_embeddings / 2, self.max_position_embeddings - previous)
-            frames = num_prompt_frames if not parts or is_prompt_only else 0
-            if not is_prompt_only:
-                num_positions = self.estimate_num_positions(sentence, frames)
-            if num_positions > self.max_position_embeddings:
-                prompt = f" with a voice prompt of {frames} frames" if frames else ""
-                start = sentence.strip()
-                raise ValueError(
-                    f"`text` has a sentence of {len(start)} characters{prompt} that does not fit the model's "
-                    f"{self.max_position_embeddings} positions, {start[:60]!r}...: it would take about {num_positions} "
-                    "with its speech. Break it into shorter sentences."
-                )
-            parts.append(sentence)
+        words = self.get_words(text)
+        prompt_words = [] if prompt_text is None else self.get_words(prompt_text)
+        if prompt_words:
+            words = [f" {words[0].lstrip()}", *words[1:]] if words else []
+        splitter = SledPartSplitter(self, prompt_words, num_prompt_frames)
+        parts = ["".join(part) for part in splitter.push(words) + splitter.finish()]
+        if not parts:
+            raise ValueError(f"`text` has nothing to say: there is no letter or digit in {text[:60]!r}.")
         return parts
 
     def split_sentences(self, text: str) -> list[str]:
@@ -351,20 +366,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                 The text.
 
         Returns:
-            `list[str]`: the sentences, which joined are the text. White space between two starts the later one, where a
-            byte-level tokenizer makes it part of a word.
+            `list[str]`: the sentences. A space between two starts the later one.
         """
         sentences: list[str] = []
-        space = ""
-        for sentence in sentencex.segment(self.language, text):
-            words = sentence.rstrip()
-            if words:
-                sentences.append(space + words)
-                space = sentence[len(words) :]
-            else:
-                space += sentence
-        if space and sentences:
-            sentences[-1] += space
+        for word in self.get_words(text):
+            if not sentences or word.startswith("\n") or is_sentence_end(sentences[-1], word, self.language):
+                sentences.append("")
+            sentences[-1] += word.replace("\n\n", " ")
         return sentences
 
     def estimate_num_positions(self, text: str, num_prompt_frames: int = 0) -> int:
