@@ -4,12 +4,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForText
 
 from .codec_sled import SledAudioChunker, SledStreamingDecoder
 from .configuration_sled import SledConfig
-from .generation_sled import SledGenerateOutput, SledGenerationMixin
+from .generation_sled import SledAudioStreamer, SledGenerateOutput, SledGenerationMixin
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
-from .streaming_sled import SledAudioStreamer
 from .text_sled import SledIncrementalTokenizer
+from .training.collator import SledDataCollator
 from .voices import builtin_voice
 
 
@@ -26,6 +26,7 @@ __all__ = [
     "SledAudioChunker",
     "SledAudioStreamer",
     "SledConfig",
+    "SledDataCollator",
     "SledForSpeechSynthesis",
     "SledGenerateOutput",
     "SledGenerationMixin",

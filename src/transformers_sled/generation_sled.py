@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from transformers import CompileConfig, GenerationConfig, GenerationMixin
+from transformers import CompileConfig, EncodecModel, GenerationConfig, GenerationMixin
 from transformers.generation import GenerationMode, MaxTimeCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import ModelOutput
@@ -34,12 +35,12 @@ from transformers.utils import logging
 
 from .codec_sled import SledAudioChunker
 from .engine_sled import SledEngine, SledFrame, SledNoise, SledRow, get_frame_budget
-from .interleaving_sled import count_tokens_before
-from .streaming_sled import SledAudioStreamer
 from .text_sled import SledTextPart, SledTextSource
 
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from .modeling_sled import SledForSpeechSynthesis
     from .processing_sled import SledProcessor
 
@@ -143,6 +144,146 @@ class SledGenerateOutput(ModelOutput):
     latents: torch.Tensor | None = None
     eos_logits: torch.Tensor | None = None
     latents_mask: torch.Tensor | None = None
+
+
+class SledAudioStreamer(BaseStreamer):
+    r"""
+    Streamer that hands the audio of `generate`, running in another thread, to whoever iterates over it, while it is
+    being made; the counterpart of [`~transformers.TextIteratorStreamer`] for speech. The waveforms are those of
+    [`SledAudioChunker`] and, one after another, the whole speech.
+
+    An error in `generate` is raised to the consumer, after the audio made until then. A consumer that leaves its loop,
+    or drops the iterator, closes the streamer: the attribute `closed` (`bool`) tells `generate` to stop. A streamer
+    serves one generation of one row.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model that generates, or its codec.
+        chunk_duration (`float`, *optional*, defaults to 0.2):
+            Duration in seconds of every waveform but the first, which is shorter, and the last.
+        timeout (`float`, *optional*):
+            Seconds to wait for the next waveform before `queue.Empty` is raised. Waits without end if not given.
+
+    Raises:
+        `ValueError`: if the model has no codec, the codec cannot be streamed, or a number is out of range.
+
+    Example:
+
+    ```python
+    >>> from threading import Thread
+    >>> from transformers import AutoModelForTextToWaveform, AutoProcessor
+    >>> from transformers_sled import SledAudioStreamer
+
+    >>> model = AutoModelForTextToWaveform.from_pretrained("ICTNLP/SLED-TTS-Libriheavy")
+    >>> processor = AutoProcessor.from_pretrained("ICTNLP/SLED-TTS-Libriheavy")
+    >>> inputs = processor("The dog barked all night.", return_tensors="pt")
+
+    >>> streamer = SledAudioStreamer(model)
+    >>> thread = Thread(target=model.generate, kwargs={**inputs, "streamer": streamer})
+    >>> thread.start()
+    >>> for waveform in streamer:
+    ...     print(waveform.shape)  # write it to a sound card or a socket
+    ```
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel | EncodecModel", chunk_duration: float = 0.2, timeout: float | None = None
+    ):
+        modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+        codec = next((module for module in modules if isinstance(module, EncodecModel)), None)
+        if codec is None:
+            raise ValueError(f"`model` must be a model with an `EncodecModel`, or one, got {type(model).__name__}.")
+        if timeout is not None and (not isinstance(timeout, int | float) or not 0 < timeout < math.inf):
+            raise ValueError(f"`timeout` must be a positive, finite number of seconds, got {timeout!r}.")
+        self.timeout = timeout
+        self._chunker: SledAudioChunker | None = SledAudioChunker(codec, chunk_duration)
+        # Waveforms, then None at the end or the error that ended the generation. A `SimpleQueue`, whose `put` may run
+        # inside itself, because the garbage collector may call `close` at any point.
+        self._queue: queue.SimpleQueue[torch.Tensor | BaseException | None] = queue.SimpleQueue()
+        self._is_exhausted = False
+        self.closed = False
+
+    def put(self, value: torch.Tensor, is_prompt: bool = False) -> None:
+        r"""
+        Called by `generate` with new frames.
+
+        Args:
+            value (`torch.FloatTensor` of shape `(1, frames, latent_dim)`):
+                The frames. Ignored once the streamer is closed.
+            is_prompt (`bool`, *optional*, defaults to `False`):
+                Whether they are a voice prompt's, whose audio is not part of the speech.
+
+        Raises:
+            `ValueError`: if `value` has more than one row or another shape, or a prompt follows speech.
+            `RuntimeError`: after [`~SledAudioStreamer.end`].
+        """
+        # Read before `closed`, because another thread may close the streamer at any point.
+        chunker = self._chunker
+        if self.closed:
+            return
+        if chunker is None:
+            raise RuntimeError("Frames came after `end`; a streamer serves one generation.")
+        if isinstance(value, torch.Tensor) and value.ndim == 3 and value.shape[0] > 1:
+            raise ValueError(f"`SledAudioStreamer` only supports batch size 1, got {value.shape[0]}.")
+        for waveform in chunker.push(value, is_prompt):
+            self._queue.put(waveform)
+
+    def end(self, error: BaseException | None = None) -> None:
+        r"""
+        Called by `generate` when the speech is complete, or when it has failed.
+
+        Args:
+            error (`BaseException`, *optional*):
+                What went wrong. The consumer gets it after the audio made until then.
+        """
+        chunker = self._chunker
+        if chunker is None:
+            return
+        if error is None:
+            for waveform in chunker.finish():
+                self._queue.put(waveform)
+        self._chunker = None
+        self._queue.put(error)
+
+    def close(self) -> None:
+        """Called by the consumer to stop listening: audio that is not fetched yet is lost, and iteration ends."""
+        self.closed = True
+        self._chunker = None
+        # Wakes a consumer that waits in another thread.
+        self._queue.put(None)
+
+    def __next__(self) -> torch.Tensor:
+        if self.closed or self._is_exhausted:
+            raise StopIteration
+        try:
+            item = self._queue.get(timeout=self.timeout)
+        except queue.Empty:
+            raise queue.Empty(f"No audio came within the `timeout` of {self.timeout} seconds.") from None
+        if isinstance(item, torch.Tensor) and not self.closed:
+            return item
+        self._is_exhausted = True
+        if isinstance(item, BaseException):
+            raise item
+        raise StopIteration
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return _AudioIterator(self)
+
+
+class _AudioIterator:
+    """Closes the streamer when the consumer drops it, even before its first step, which a generator would not."""
+
+    def __init__(self, streamer: SledAudioStreamer):
+        self._streamer = streamer
+
+    def __iter__(self) -> "_AudioIterator":
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        return next(self._streamer)
+
+    def __del__(self) -> None:
+        self._streamer.close()
 
 
 class SledParts(Protocol):
@@ -803,13 +944,8 @@ class SledStreamRequest:
         prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
         (prompt,) = model._get_prompts(1, *(inputs.get(name) for name in prompt_names))
         num_prompt_frames = 0 if prompt is None else len(prompt)
-        num_first_tokens = count_tokens_before(model.config, num_prompt_frames, model.config.max_position_embeddings)
         source = SledTextSource(
-            processor,
-            self.voice.get("prompt_text"),
-            num_prompt_frames,
-            model.config.is_interleaved,
-            num_first_tokens if model.config.is_interleaved else 0,
+            processor, self.voice.get("prompt_text"), num_prompt_frames, model.config.is_interleaved
         )
         if self.text is not None:
             for ids in model._get_texts(inputs["input_ids"], inputs["attention_mask"], self.config)[0]:
@@ -1193,6 +1329,7 @@ def _work(jobs: "queue.SimpleQueue[Any]", autocast: tuple[str, torch.dtype, bool
 
 
 __all__ = [
+    "SledAudioStreamer",
     "SledGenerateOutput",
     "SledGenerationMixin",
     "SledKnownParts",
