@@ -11,18 +11,18 @@ PACKAGE = SOURCE / "transformers_sled"
 # From the top of the house to its ground. A file imports from its own floor and from those below.
 FLOORS = [
     {"__init__"},
-    {"cli", "server", "training", "data_sled"},
+    {"cli", "server", "training"},
     {"serving_sled"},
     {"generation_sled"},
     {"engine_sled"},
     {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled"},
-    {"codec_sled", "text_sled", "audio_sled", "hub_sled", "streaming_sled", "voices"},
+    {"codec_sled", "text_sled", "audio_sled", "hub_sled", "voices"},
     {"configuration_sled"},
 ]
 # What `generate` is mixed into has to know it.
 MIXES_IN = {("modeling_sled", "generation_sled")}
 # These need a server, a training loop or the package's own files around them.
-AT_HOME = {"serving_sled", "data_sled"}
+AT_HOME = {"serving_sled"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
