@@ -440,7 +440,7 @@ def test_codecs_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"`codec` has latents of width 16.*32"):
         SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=EncodecModel(wider))
     stereo = EncodecConfig(**{**config.to_dict(), **small, "audio_channels": 2, "normalize": True})
-    with pytest.raises(ValueError, match="`audio_channels`.*2"):
+    with pytest.raises(ValueError, match=r"`audio_channels`.*2"):
         SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=EncodecModel(stereo))
     other_bandwidths = EncodecConfig(**{**config.to_dict(), **small, "target_bandwidths": [1.5]})
     with pytest.raises(ValueError, match=r"`codec_bandwidth` is 6.0.*\[1.5\]"):
