@@ -354,7 +354,6 @@ def test_rows_of_any_lengths_decode_as_each_alone(frames, **config):
             torch.testing.assert_close(waveform, decode_whole(codec, row[None])[0], atol=1e-5, rtol=0)
 
 
-# The same examples each time: a code that two ways of adding up decide otherwise is rare, and no error.
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(
     samples=st.lists(st.integers(0, 2000), min_size=1, max_size=5),
@@ -375,14 +374,21 @@ def test_rows_of_any_lengths_encode_as_each_alone(samples, kernels, **config):
         if len(waveform) > 0:
             padded = torch.nn.functional.pad(waveform, (0, -len(waveform) % hop_length))
             with torch.no_grad():
-                expected = codec.encode(padded[None, None], bandwidth=3.0).audio_codes[0, 0]
-            assert torch.equal(row, expected)
+                embeddings = codec.encoder(padded[None, None])[0].t().double()
+            # The nearest entry, or one as near within what float32 resolves.
+            distances = torch.cdist(embeddings, codec.quantizer.layers[0].codebook.embed.double()) ** 2
+            assert (distances.gather(1, row[0][:, None])[:, 0] - distances.amin(dim=1)).max() < 5e-6
+            assert len(waveform) < 1000 or len(row[0].unique()) > 1
 
 
 def fill_codebooks(codec: EncodecModel) -> EncodecModel:
-    for layer in codec.quantizer.layers:
-        embed = layer.codebook.embed
-        embed.copy_(torch.randn(embed.shape, generator=torch.Generator().manual_seed(0)))
+    """Codebooks of what the encoder makes of noise, so that codes differ from frame to frame."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in codec.quantizer.layers:
+            embed = layer.codebook.embed
+            noise = torch.randn(1, 1, len(embed) * codec.config.hop_length, generator=generator)
+            embed.copy_(codec.encoder(noise)[0].t())
     return codec
 
 

@@ -184,6 +184,8 @@ def test_dropout_is_where_the_original_has_it(option, silent_layers):
 
 def test_waveforms_may_be_padded_on_either_side(model):
     batch = get_batch()
+    # Loud enough for the golden codec, whose random weights tell quiet waveforms apart by nothing.
+    batch["input_values"] = batch["input_values"] * 300
     lengths, length = batch["padding_mask"].sum(dim=1).tolist(), batch["padding_mask"].shape[1]
     left = {
         "input_values": torch.stack(
