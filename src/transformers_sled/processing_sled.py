@@ -1,5 +1,6 @@
 """SLED processor: text and audio to tensors, voices to files and back, audio to files."""
 
+import copy
 import math
 import os
 import re
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-import sentencex
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,12 +25,19 @@ from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, PaddingStrategy, cac
 from .audio_sled import describe, list_audio, measure_sound, read_audio, write_audio
 from .configuration_sled import SledConfig
 from .hub_sled import VOICE_SUFFIX, VOICES_FOLDER, SledHubMixin, find_voices, link_processor
-from .streaming_sled import encode_text
+from .normalization_sled import is_available
+from .text_sled import (
+    TEXT_BYTES_PER_SECOND,
+    SledPartSplitter,
+    SledTextReader,
+    check_normalizer,
+    check_text,
+    encode_text,
+    is_sentence_end,
+)
 
 
-# Speech has about this many bytes of UTF-8 text a second: read English has 14 to 15, scripts with more bytes to a letter
-# have fewer letters a second. It decides where long text is split, not how fast it is spoken.
-TEXT_BYTES_PER_SECOND = 14.0
+logger = logging.get_logger(__name__)
 
 
 # Fast speech has 20 characters a second, and a few more fit into a short recording.
@@ -79,9 +86,19 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             Positions of the model, for the text and its speech together. Longer text is split at sentences.
         language (`str`, *optional*, defaults to `"en"`):
             Code of the language whose rules split a text into sentences.
+        max_part_seconds (`float`, *optional*):
+            Seconds of speech that the voice has learned to say in one go, as expected from the text. Longer text is spoken
+            in parts. By default a text is one part if it fits the positions with its speech.
+        normalizer (`str` or `Callable[[str], str]`, *optional*):
+            Writes out numbers, dates, abbreviations and the like before a text is spoken. `"en"` reads American English
+            (package `inflect`, extra `text`) and is saved with the processor. A function gets one sentence at a time and
+            returns how it is read; it is not saved.
         default_voice (`str`, *optional*):
             Name of the voice, one of [`~SledProcessor.voices`], that speaks where a call gives none. Without it, the model
             draws a speaker.
+
+    Raises:
+        `ValueError`: if a number is out of range.
 
     Example:
 
@@ -102,12 +119,20 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         hop_length: int | None = None,
         max_position_embeddings: int = 2048,
         language: str = "en",
+        max_part_seconds: float | None = None,
+        normalizer: str | Callable[[str], str] | None = None,
         default_voice: str | None = None,
     ) -> None:
+        is_number = isinstance(max_part_seconds, int | float) and not isinstance(max_part_seconds, bool)
+        if max_part_seconds is not None and not (is_number and 1 <= max_part_seconds < math.inf):
+            raise ValueError(f"`max_part_seconds` must be at least 1 second, or None, got {max_part_seconds!r}.")
+        check_normalizer(normalizer)
         super().__init__(feature_extractor, tokenizer)
         self.hop_length = EncodecConfig().hop_length if hop_length is None else hop_length
         self.max_position_embeddings = max_position_embeddings
         self.language = language
+        self.max_part_seconds = max_part_seconds
+        self.normalizer = normalizer
         self.default_voice = default_voice
         # What is kept of each voice, or a function that gives the path of its file.
         self._voices: dict[str, dict[str, Any] | Callable[[], str]] = {}
@@ -191,6 +216,10 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         if push_to_hub:
             self._save_and_push(save_directory, repo_id or Path(save_directory).resolve().name, **kwargs)
             return [str(Path(save_directory, PROCESSOR_NAME))]
+        if callable(self.normalizer):
+            logger.warning(
+                "`normalizer` is a function, which is not saved: give it again when the processor is loaded."
+            )
         files = super().save_pretrained(save_directory)
         link_processor(save_directory)
         folder = Path(save_directory, VOICES_FOLDER)
@@ -198,6 +227,34 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             folder.mkdir(exist_ok=True)
             _write_voice(folder / f"{name}{VOICE_SUFFIX}", self.load_voice(name) if callable(voice) else voice)
         return files
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # A voice that was saved with a normalizer speaks without it where that is not installed.
+        is_missing = processor_dict.get("normalizer") is not None and "normalizer" not in kwargs and not is_available()
+        if is_missing:
+            logger.warning_once(
+                "Numbers and abbreviations are spoken as they are written: this voice's `normalizer` needs the package "
+                "inflect, `pip install inflect`."
+            )
+        processor = super().from_args_and_dict(
+            args, {**processor_dict, "normalizer": None} if is_missing else processor_dict, **kwargs
+        )
+        if is_missing:
+            (processor[0] if isinstance(processor, tuple) else processor).normalizer = processor_dict["normalizer"]
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        The processor as it is saved. A function as `normalizer` is not.
+
+        Returns:
+            `dict`: its parameters.
+        """
+        plain = copy.copy(self)
+        if callable(self.normalizer):
+            plain.normalizer = None
+        return super(SledProcessor, plain).to_dict()
 
     @property
     def voices(self) -> list[str]:
@@ -316,17 +373,18 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                 if given[name] is not None:
                     raise ValueError(f"`audio` is for training and `{name}` for a voice: give one of them.")
         prompt_texts, num_prompt_frames, data = self._get_prompts(texts, **prompt)
-        texts = [f"{before} {after}" if before else after for before, after in zip(prompt_texts, texts, strict=True)]
         if audio is not None:
             values, mask = self._get_audio(audio, sampling_rate, "audio", len(texts), to_whole_frames=False)
             if len(values) != len(texts):
                 raise ValueError(f"`audio` must have one audio for each of the {len(texts)} texts, got {len(values)}.")
             data["input_values"], data["padding_mask"] = values, mask
-            rows = [encode_text(self.tokenizer, one) for one in texts]
+            readers = [SledTextReader(self.language) for _ in texts]
+            words = [reader.push(one) + reader.finish() for reader, one in zip(readers, texts, strict=True)]
+            rows = [encode_text(self.tokenizer, "".join(one).replace("\n\n", " ")) for one in words]
         else:
             rows = []
             for one, before, num_frames in zip(texts, prompt_texts, num_prompt_frames, strict=True):
-                parts = self.split_text(one, num_frames, len(f"{before} ") if before else 0)
+                parts = self.split_text(one, num_frames, before or None)
                 rows.append([token for part in parts for token in encode_text(self.tokenizer, part)])
         if not _is_padding(padding) and len({len(row) for row in rows}) > 1:
             raise ValueError(f"`padding` is {padding!r}, but the texts are of {len(rows)} lengths: set it to True.")
@@ -423,51 +481,87 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                 f"too few for {seconds:.1f} s of sound and new speech: little or nothing may be spoken. Give `prompt_text`."
             )
 
-    def split_text(self, text: str, num_prompt_frames: int = 0, num_prompt_characters: int = 0) -> list[str]:
+    def get_reader(self) -> SledTextReader:
         """
-        Splits a text that does not fit the model's positions with its speech into parts of whole sentences, each short
-        enough that it fits together with the part before it. Joined, the parts are the text.
+        Starts to read a text that arrives in pieces.
+
+        Returns:
+            [`SledTextReader`]: takes the pieces, gives words as they will be read.
+        """
+        is_missing = self.normalizer == "en" and not is_available()
+        return SledTextReader(self.language, None if is_missing else self.normalizer)
+
+    def get_words(self, text: str) -> list[str]:
+        """
+        Cuts a text into words, as they will be read.
 
         Args:
             text (`str`):
-                Text, with the transcript of the voice prompt at its start if there is one.
-            num_prompt_frames (`int`, *optional*, defaults to 0):
-                Length in frames of the voice prompt, which is part of the first part.
-            num_prompt_characters (`int`, *optional*, defaults to 0):
-                Length of what the voice prompt says at the start of the text. The first part goes beyond it.
+                The text.
 
         Returns:
-            `list[str]`: the parts, a single one where the text fits. White space between sentences starts the later one.
+            `list[str]`: the words, each with the white space before it: a space, or `"\\n\\n"` where a paragraph begins.
 
         Raises:
-            `ValueError`: if a sentence, or the voice prompt with the first one, does not fit.
+            `ValueError`: if `text` is not a string of whole characters.
         """
-        if self.estimate_num_positions(text, num_prompt_frames) <= self.max_position_embeddings:
-            return [text]
-        parts: list[str] = []
-        limit = self.max_position_embeddings / 2
-        for sentence in self.split_sentences(text):
-            is_prompt_only = len(parts) == 1 and len(parts[0]) <= num_prompt_characters
-            if parts:
-                frames = num_prompt_frames if len(parts) == 1 else 0
-                num_positions = self.estimate_num_positions(parts[-1] + sentence, frames)
-                if num_positions <= (self.max_position_embeddings if is_prompt_only else limit):
-                    parts[-1] += sentence
-                    continue
-                previous = self.estimate_num_positions(parts[-1], frames)
-                limit = min(self.max_position_embeddings / 2, self.max_position_embeddings - previous)
-            frames = num_prompt_frames if not parts or is_prompt_only else 0
-            if not is_prompt_only:
-                num_positions = self.estimate_num_positions(sentence, frames)
-            if num_positions > self.max_position_embeddings:
-                prompt = f" with a voice prompt of {frames} frames" if frames else ""
-                start = sentence.strip()
-                raise ValueError(
-                    f"`text` has a sentence of {len(start)} characters{prompt} that does not fit the model's "
-                    f"{self.max_position_embeddings} positions, {start[:60]!r}...: it would take about {num_positions} "
-                    "with its speech. Break it into shorter sentences."
-                )
-            parts.append(sentence)
+        reader = self.get_reader()
+        return reader.push(check_text("text", text)) + reader.finish()
+
+    def normalize(self, text: str) -> str:
+        """
+        Shows what of a text will be read: without what no voice should read, and with numbers and the like written out if
+        the processor has a `normalizer`.
+
+        Args:
+            text (`str`):
+                The text.
+
+        Returns:
+            `str`: the text to read, in which a blank line begins a paragraph.
+
+        Raises:
+            `ValueError`: if `text` is not a string of whole characters.
+
+        Example:
+
+        ```python
+        >>> processor = SledProcessor.from_pretrained(builtin_voice(), normalizer="en")
+        >>> processor.normalize("Dr. Smith paid $3.50 at 5 p.m.")
+        'Doctor Smith paid three dollars and fifty cents at five P M.'
+        ```
+        """
+        return "".join(self.get_words(text))
+
+    def split_text(self, text: str, num_prompt_frames: int = 0, prompt_text: str | None = None) -> list[str]:
+        """
+        Splits a text into parts, each of which is spoken in one go: as many whole sentences as fit `max_part_seconds` and
+        the model's positions. A sentence that alone is too long is cut after a clause, else after a word, else anywhere. A
+        blank line ends a part. Text that is still being written has the same parts.
+
+        Args:
+            text (`str`):
+                The text.
+            num_prompt_frames (`int`, *optional*, defaults to 0):
+                Length in frames of the voice prompt, which is part of the first part.
+            prompt_text (`str`, *optional*):
+                What the voice prompt says, if `text` does not start with it. It begins the first part.
+
+        Returns:
+            `list[str]`: the parts. A space between two starts the later one, where a byte-level tokenizer makes it part of
+            a word.
+
+        Raises:
+            `ValueError`: if there is nothing to say in the text, or the voice prompt leaves no room.
+        """
+        words = self.get_words(text)
+        prompt_words = [] if prompt_text is None else self.get_words(prompt_text)
+        if prompt_words:
+            words = [f" {words[0].lstrip()}", *words[1:]] if words else []
+        splitter = SledPartSplitter(self, prompt_words, num_prompt_frames)
+        parts = ["".join(part) for part in splitter.push(words) + splitter.finish()]
+        if not parts:
+            raise ValueError(f"`text` has nothing to say: there is no letter or digit in {text[:60]!r}.")
         return parts
 
     def split_sentences(self, text: str) -> list[str]:
@@ -479,20 +573,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                 The text.
 
         Returns:
-            `list[str]`: the sentences, which joined are the text. White space between two starts the later one, where a
-            byte-level tokenizer makes it part of a word.
+            `list[str]`: the sentences. A space between two starts the later one.
         """
         sentences: list[str] = []
-        space = ""
-        for sentence in sentencex.segment(self.language, text):
-            words = sentence.rstrip()
-            if words:
-                sentences.append(space + words)
-                space = sentence[len(words) :]
-            else:
-                space += sentence
-        if space and sentences:
-            sentences[-1] += space
+        for word in self.get_words(text):
+            if not sentences or word.startswith("\n") or is_sentence_end(sentences[-1], word, self.language):
+                sentences.append("")
+            sentences[-1] += word.replace("\n\n", " ")
         return sentences
 
     def estimate_num_positions(self, text: str, num_prompt_frames: int = 0) -> int:
