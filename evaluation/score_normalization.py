@@ -19,9 +19,9 @@ from typing import Any
 
 import soxr
 import torch
+
 from metrics.word_error_rate.word_error_rate import edit_counts, error_rates
 from recognizers import SAMPLING_RATE, load_recognizer
-
 from transformers_sled import SledForSpeechSynthesis, SledProcessor, builtin_voice
 
 
