@@ -270,7 +270,7 @@ def test_whole_text_and_pieces_have_the_same_parts(text, cuts, limits, is_interl
         return
     assert read_by_pieces(source, text, cuts) == [encode_text(processor.tokenizer, part) for part in parts]
     # Nothing is lost but marks that say nothing.
-    said = "".join(filter(str.isalnum, (prompt_text or "") + text))
+    said = "".join(filter(str.isalnum, (prompt_text or "") + processor.normalize(text)))
     assert "".join(filter(str.isalnum, "".join(parts))) == said
     num_positions, max_part_seconds = limits
     for number, part in enumerate(parts):
