@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("jiwer")
 
-from transformers_sled import SledProcessor, builtin_voice  # noqa: E402
+from transformers_sled import SledProcessor, builtin_voice
 
 
 EVALUATION = Path(__file__).parents[1] / "evaluation"
