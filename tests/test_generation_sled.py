@@ -788,29 +788,58 @@ def test_blocked_source_is_dropped_when_it_returns():
         released.set()
 
 
-def test_event_loop_is_not_blocked():
+@pytest.mark.parametrize("text", ["whole", "pieces", "asynchronous"])
+def test_event_loop_is_not_blocked(text, monkeypatch):
     model, processor = load("streaming")
+    encode_prompt = model.encode_prompt
+    threads = set()
+
+    def encode_slowly(*args):
+        time.sleep(1.0)
+        threads.add(threading.current_thread())
+        return encode_prompt(*args)
 
     def source():
-        time.sleep(0.3)
+        time.sleep(1.0)
+        threads.add(threading.current_thread())
         yield TEXT
 
+    monkeypatch.setattr(model, "encode_prompt", encode_slowly)
+    voice = {
+        "prompt_text": "Hm.",
+        "prompt_audio": torch.randn(8_000, generator=seeded(1)) * 0.1,
+        "sampling_rate": 24_000,
+    }
+    texts = {"whole": TEXT, "pieces": source(), "asynchronous": as_async([TEXT])}
+
     async def run():
-        ticks = 0
+        pauses = []
 
         async def tick():
-            nonlocal ticks
             while True:
+                start = time.monotonic()
                 await asyncio.sleep(0.01)
-                ticks += 1
+                pauses.append(time.monotonic() - start)
 
         ticker = asyncio.ensure_future(tick())
-        async for _ in model.astream(source(), processor=processor, max_new_tokens=10, **ENDLESS):
+        async for _ in model.astream(texts[text], processor=processor, max_new_tokens=10, **voice, **ENDLESS):
             pass
         ticker.cancel()
-        return ticks
+        return max(pauses)
 
-    assert asyncio.run(run()) > 3
+    # Neither the voice nor the text is waited for in the loop, and one thread does it all.
+    assert asyncio.run(run()) < 0.8
+    assert len(threads) == 1 and threading.current_thread() not in threads
+
+
+def test_stream_in_a_thread_keeps_the_autocast():
+    model, processor = load("offline")
+    options = {"max_new_tokens": 6, **ENDLESS}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = join(model.stream(TEXT, processor=processor, generator=seeded(0), **options))
+        actual = collect(model.astream(TEXT, processor=processor, generator=seeded(0), **options))
+    assert_same(actual, expected)
+    assert not torch.equal(actual, join(model.stream(TEXT, processor=processor, generator=seeded(0), **options)))
 
 
 def test_two_hundred_streams_leave_nothing():
