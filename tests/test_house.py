@@ -16,7 +16,7 @@ FLOORS = [
     {"generation_sled"},
     {"engine_sled"},
     {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled"},
-    {"codec_sled", "text_sled", "audio_sled", "hub_sled", "voices"},
+    {"codec_sled", "text_sled", "normalization_sled", "audio_sled", "hub_sled", "voices"},
     {"configuration_sled"},
 ]
 # What `generate` is mixed into has to know it.
