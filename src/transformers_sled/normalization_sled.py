@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 
+# fmt: off
 MONTHS = [
     "January",
     "February",
@@ -26,272 +27,136 @@ MONTHS = [
 ]
 SHORT_MONTHS = {**{month[:3]: month for month in MONTHS}, "Sept": "September"}
 SHORT_DAYS = {
-    **{"Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday"},
-    **{"Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday"},
+    "Mon": "Monday", "Tue": "Tuesday", "Tues": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Thur": "Thursday",
+    "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday",
 }
 
 # Months and days that are words of their own, too.
-NAMES = frozenset(["May", "Mar", "Sun", "Sat"])
+NAMES = frozenset(["Mar", "May", "Sat", "Sun"])
 
 # Before a name, whose full stop never ends a sentence.
 TITLES = {
-    **{"Dr": "Doctor", "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Prof": "Professor", "Gen": "General"},
-    **{"Sen": "Senator", "Rep": "Representative", "Gov": "Governor", "Capt": "Captain", "Lt": "Lieutenant"},
-    **{"Sgt": "Sergeant", "Col": "Colonel", "Rev": "Reverend", "Hon": "Honorable", "Pres": "President", "Mt": "Mount"},
-    **{"Cpl": "Corporal", "Maj": "Major", "Cmdr": "Commander", "Ft": "Fort", "Fr": "Father", "Supt": "Superintendent"},
+    "Dr": "Doctor", "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Prof": "Professor", "Gen": "General",
+    "Sen": "Senator", "Rep": "Representative", "Gov": "Governor", "Capt": "Captain", "Lt": "Lieutenant",
+    "Sgt": "Sergeant", "Col": "Colonel", "Rev": "Reverend", "Hon": "Honorable", "Pres": "President", "Mt": "Mount",
+    "Cpl": "Corporal", "Maj": "Major", "Cmdr": "Commander", "Ft": "Fort", "Fr": "Father", "Supt": "Superintendent",
 }
 # After a name.
 STREETS = {
-    **{"St": "Street", "Dr": "Drive", "Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Ln": "Lane", "Ct": "Court"},
-    **{"Hwy": "Highway", "Pkwy": "Parkway", "Sq": "Square", "Apt": "Apartment"},
+    "St": "Street", "Dr": "Drive", "Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road", "Ln": "Lane", "Ct": "Court",
+    "Hwy": "Highway", "Pkwy": "Parkway", "Sq": "Square", "Apt": "Apartment",
 }
 ABBREVIATIONS = {
-    **{"e.g": "for example", "i.e": "that is", "etc": "et cetera", "vs": "versus", "approx": "approximately"},
-    **{
-        "Jr": "Junior",
-        "Sr": "Senior",
-        "Inc": "Incorporated",
-        "Ltd": "Limited",
-        "Corp": "Corporation",
-        "Co": "Company",
-    },
-    **{"dept": "department", "Dept": "Department", "est": "established", "Assn": "Association", "Bros": "Brothers"},
-    **{"a.m": "A M", "p.m": "P M", "A.M": "A M", "P.M": "P M", "cf": "compare", "viz": "namely", "al": "al"},
-    **{"Ph.D": "P H D", "B.C": "B C", "A.D": "A D", "b.c": "B C", "a.k.a": "also known as", "govt": "government"},
-    **{"misc": "miscellaneous", "tel": "telephone", "Tel": "Telephone", "ext": "extension", "Ext": "Extension"},
-    **{"Fig": "Figure", "fig": "figure", "Vol": "Volume", "vol": "volume", "Ch": "Chapter", "ch": "chapter"},
-    **{"pp": "pages", "ed": "edition", "Eq": "Equation", "eq": "equation", "Sec": "Section", "max": "maximum"},
-    **{"min": "minimum", "avg": "average", "w/o": "without", "w/": "with", "b/c": "because", "Univ": "University"},
-    **STREETS,
-    **TITLES,
+    "e.g": "for example", "i.e": "that is", "etc": "et cetera", "vs": "versus", "approx": "approximately",
+    "Jr": "Junior", "Sr": "Senior", "Inc": "Incorporated", "Ltd": "Limited", "Corp": "Corporation", "Co": "Company",
+    "dept": "department", "Dept": "Department", "est": "established", "Assn": "Association", "Bros": "Brothers",
+    "a.m": "A M", "p.m": "P M", "A.M": "A M", "P.M": "P M", "cf": "compare", "viz": "namely", "al": "al",
+    "Ph.D": "P H D", "B.C": "B C", "A.D": "A D", "b.c": "B C", "a.k.a": "also known as", "govt": "government",
+    "misc": "miscellaneous", "tel": "telephone", "Tel": "Telephone", "ext": "extension", "Ext": "Extension",
+    "Fig": "Figure", "fig": "figure", "Vol": "Volume", "vol": "volume", "Ch": "Chapter", "ch": "chapter",
+    "pp": "pages", "ed": "edition", "Eq": "Equation", "eq": "equation", "Sec": "Section", "max": "maximum",
+    "min": "minimum", "avg": "average", "w/o": "without", "w/": "with", "b/c": "because", "Univ": "University",
+    **STREETS, **TITLES,
 }
 # These are words, or an end of a sentence, too; only before a number are they short for something.
 NUMBERED = {"No": "number", "no": "number", "Nos": "numbers", "p": "page", "art": "article", "Art": "Article"}
 # Written without a full stop as well.
-BARE = frozenset(
-    ["Dr", "Mr", "Mrs", "Ms", "Prof", "vs", "etc", "Jr", "Sr", "Blvd", "Ave", "Hwy", "Pkwy", "w/o", "w/", "b/c"]
-)
+BARE = frozenset([
+    "Ave", "Blvd", "Dr", "Hwy", "Jr", "Mr", "Mrs", "Ms", "Pkwy", "Prof", "Sr", "b/c", "etc", "vs", "w/", "w/o",
+])
 
 # One and several of what a number is of.
 UNITS = {
-    **{"km": "kilometer", "m": "meter", "cm": "centimeter", "mm": "millimeter", "nm": "nanometer", "mi": "mile"},
-    **{"ft": "foot", "in": "inch", "yd": "yard", "kg": "kilogram", "g": "gram", "mg": "milligram", "lb": "pound"},
-    **{"lbs": "pound", "oz": "ounce", "t": "ton", "L": "liter", "l": "liter", "ml": "milliliter", "mL": "milliliter"},
-    **{
-        "gal": "gallon",
-        "pt": "pint",
-        "qt": "quart",
-        "s": "second",
-        "sec": "second",
-        "secs": "second",
-        "ms": "millisecond",
-    },
-    **{"min": "minute", "mins": "minute", "h": "hour", "hr": "hour", "hrs": "hour", "yr": "year", "yrs": "year"},
-    **{"Hz": "hertz", "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "W": "watt", "kW": "kilowatt"},
-    **{"MW": "megawatt", "kWh": "kilowatt hour", "V": "volt", "A": "amp", "mA": "milliamp", "mAh": "milliamp hour"},
-    **{"B": "byte", "kB": "kilobyte", "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte"},
-    **{"kbps": "kilobit per second", "Mbps": "megabit per second", "Gbps": "gigabit per second", "px": "pixel"},
-    **{"mph": "mile per hour", "kph": "kilometer per hour", "km/h": "kilometer per hour", "m/s": "meter per second"},
-    **{"mpg": "mile per gallon", "rpm": "revolution per minute", "bpm": "beat per minute", "fps": "frame per second"},
-    **{"dB": "decibel", "cal": "calorie", "kcal": "kilocalorie", "J": "joule", "kJ": "kilojoule", "Pa": "pascal"},
-    **{
-        "psi": "pound per square inch",
-        "ha": "hectare",
-        "tbsp": "tablespoon",
-        "tsp": "teaspoon",
-        "dpi": "dot per inch",
-    },
-    **{"°C": "degree Celsius", "°F": "degree Fahrenheit", "°": "degree", "%": "percent", "K": "kelvin"},
-    **{
-        "sq ft": "square foot",
-        "m²": "square meter",
-        "km²": "square kilometer",
-        "m³": "cubic meter",
-        "cm³": "cubic centimeter",
-    },
+    "km": "kilometer", "m": "meter", "cm": "centimeter", "mm": "millimeter", "nm": "nanometer", "mi": "mile",
+    "ft": "foot", "in": "inch", "yd": "yard", "kg": "kilogram", "g": "gram", "mg": "milligram", "lb": "pound",
+    "lbs": "pound", "oz": "ounce", "t": "ton", "L": "liter", "l": "liter", "ml": "milliliter", "mL": "milliliter",
+    "gal": "gallon", "pt": "pint", "qt": "quart", "s": "second", "sec": "second", "secs": "second",
+    "ms": "millisecond", "min": "minute", "mins": "minute", "h": "hour", "hr": "hour", "hrs": "hour", "yr": "year",
+    "yrs": "year", "Hz": "hertz", "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "W": "watt",
+    "kW": "kilowatt", "MW": "megawatt", "kWh": "kilowatt hour", "V": "volt", "A": "amp", "mA": "milliamp",
+    "mAh": "milliamp hour", "B": "byte", "kB": "kilobyte", "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte",
+    "TB": "terabyte", "kbps": "kilobit per second", "Mbps": "megabit per second", "Gbps": "gigabit per second",
+    "px": "pixel", "mph": "mile per hour", "kph": "kilometer per hour", "km/h": "kilometer per hour",
+    "m/s": "meter per second", "mpg": "mile per gallon", "rpm": "revolution per minute", "bpm": "beat per minute",
+    "fps": "frame per second", "dB": "decibel", "cal": "calorie", "kcal": "kilocalorie", "J": "joule",
+    "kJ": "kilojoule", "Pa": "pascal", "psi": "pound per square inch", "ha": "hectare", "tbsp": "tablespoon",
+    "tsp": "teaspoon", "dpi": "dot per inch", "°C": "degree Celsius", "°F": "degree Fahrenheit", "°": "degree",
+    "%": "percent", "K": "kelvin", "sq ft": "square foot", "m²": "square meter", "km²": "square kilometer",
+    "m³": "cubic meter", "cm³": "cubic centimeter",
 }
 INVARIABLE = frozenset(["percent", "hertz", "kilohertz", "megahertz", "gigahertz"])
-# Units that are letters of the alphabet or words: only where a space or a digit shows what they are.
+# Units that are no letters, and those that are clear after a space as well.
 CLOSE_UNITS = frozenset(["%", "°", "°C", "°F"])
-SPACED_UNITS = frozenset(UNITS) - {"A", "B", "K", "W", "V", "J", "t", "s", "g", "l", "in", "pt", "cal", "min", "sec", "px"} | {
-    "min", "sec", "g", "px", "cal", "V", "W"
-}  # fmt: skip
+SPACED_UNITS = frozenset([
+    "%", "GB", "GHz", "Gbps", "Hz", "KB", "L", "MB", "MHz", "MW", "Mbps", "Pa", "TB", "V", "W", "bpm", "cal", "cm",
+    "cm³", "dB", "dpi", "fps", "ft", "g", "gal", "h", "ha", "hr", "hrs", "kB", "kHz", "kJ", "kW", "kWh", "kbps",
+    "kcal", "kg", "km", "km/h", "km²", "kph", "lb", "lbs", "m", "m/s", "mA", "mAh", "mL", "mg", "mi", "min", "mins",
+    "ml", "mm", "mpg", "mph", "ms", "m²", "m³", "nm", "oz", "psi", "px", "qt", "rpm", "sec", "secs", "sq ft", "tbsp",
+    "tsp", "yd", "yr", "yrs", "°", "°C", "°F",
+])
 
 SCALES = {
-    "k": "thousand",
-    "K": "thousand",
-    "M": "million",
-    "m": "million",
-    "B": "billion",
-    "bn": "billion",
-    "T": "trillion",
+    "k": "thousand", "K": "thousand", "M": "million", "m": "million", "B": "billion", "bn": "billion", "T": "trillion",
 }
 SCALE_WORDS = frozenset(["hundred", "thousand", "million", "billion", "trillion", "dozen"])
 CURRENCIES = {
-    **{"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "penny"), "¥": ("yen", None)},
-    **{"₹": ("rupee", None), "₩": ("won", None), "US$": ("U S dollar", "cent"), "C$": ("Canadian dollar", "cent")},
-    **{"A$": ("Australian dollar", "cent")},
+    "$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "penny"), "¥": ("yen", None), "₹": ("rupee", None),
+    "₩": ("won", None), "US$": ("U S dollar", "cent"), "C$": ("Canadian dollar", "cent"),
+    "A$": ("Australian dollar", "cent"),
 }
 CODES = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹"}
 FRACTIONS = {
-    **{"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5)},
-    **{"⅘": (4, 5), "⅙": (1, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8)},
+    "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5),
+    "⅘": (4, 5), "⅙": (1, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
 }
 
 # Acronyms that are read as words, and ones that look like words and are read by letters.
-WORD_ACRONYMS = frozenset(
-    ["NASA", "NATO", "UNESCO", "UNICEF", "OPEC", "FIFA", "UEFA", "AIDS", "LASER", "RADAR", "SONAR", "SCUBA", "ASCII", "COVID", "SARS", "NASDAQ", "FEMA", "OSHA", "NAFTA", "ASEAN", "PIN", "SIM", "RAM", "ROM", "JPEG", "GIF", "SQL", "LAN", "WAN", "DOS", "MIDI", "CAPTCHA", "YOLO", "SWAT", "POTUS", "SCOTUS", "NAACP", "WASP", "ZIP", "VIN", "NICU", "SAT", "MERS", "ESOL", "LED", "BERT", "CUDA", "RAID", "WIFI", "LIDAR", "TED", "IKEA", "LEGO", "CERN", "ESPN", "OK"]
-) - {"SQL", "NAACP", "ESPN", "LED", "VIN", "SAT"}  # fmt: skip
-LETTER_ACRONYMS = frozenset(
-    ["ASAP", "UCLA", "AARP", "ACLU", "IEEE", "ISBN", "IOU", "FAQ", "AWOL", "USAF", "UAE", "UEA", "EULA", "AAA", "AOL", "IUCN", "UI", "API", "OECD", "UIUC", "EPA", "ECG", "EEG", "ETA", "RSVP", "IOS"]
-) - {"AWOL"}  # fmt: skip
+WORD_ACRONYMS = frozenset([
+    "AIDS", "ASCII", "ASEAN", "BERT", "CAPTCHA", "CERN", "COVID", "CUDA", "DOS", "ESOL", "FEMA", "FIFA", "GIF", "IKEA",
+    "JPEG", "LAN", "LASER", "LEGO", "LIDAR", "MERS", "MIDI", "NAFTA", "NASA", "NASDAQ", "NATO", "NICU", "OPEC", "OSHA",
+    "PIN", "POTUS", "RADAR", "RAID", "RAM", "ROM", "SARS", "SCOTUS", "SCUBA", "SIM", "SONAR", "SWAT", "TED", "UEFA",
+    "UNESCO", "UNICEF", "WAN", "WASP", "WIFI", "YOLO", "ZIP",
+])
+LETTER_ACRONYMS = frozenset([
+    "AAA", "AARP", "ACLU", "AOL", "API", "ASAP", "ECG", "EEG", "EPA", "ETA", "EULA", "FAQ", "IEEE", "IOS", "IOU",
+    "ISBN", "IUCN", "OECD", "RSVP", "UAE", "UCLA", "UEA", "UI", "UIUC", "USAF",
+])
 SAID = {
-    **{
-        "OK": "okay",
-        "JPEG": "jay peg",
-        "NAACP": "N double A C P",
-        "IEEE": "I triple E",
-        "SQL": "S Q L",
-        "WIFI": "wi-fi",
-    },
-    **{"AAA": "triple A", "PhD": "P H D", "PhDs": "P H D's", "iOS": "I O S", "SaaS": "sass", "DVDs": "D V D's"},
+    "OK": "okay", "JPEG": "jay peg", "NAACP": "N double A C P", "IEEE": "I triple E", "SQL": "S Q L", "WIFI": "wi-fi",
+    "AAA": "triple A", "PhD": "P H D", "PhDs": "P H D's", "iOS": "I O S", "SaaS": "sass", "DVDs": "D V D's",
 }
 
 ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 # What a Roman numeral after it counts; after any other name it tells one of several of that name.
-COUNTED = frozenset(
-    [
-        "Chapter",
-        "Part",
-        "Act",
-        "Scene",
-        "Volume",
-        "Book",
-        "War",
-        "Section",
-        "Article",
-        "Phase",
-        "Type",
-        "Stage",
-        "Level",
-        "Appendix",
-        "Figure",
-        "Table",
-        "Title",
-        "Class",
-        "Grade",
-        "Rocky",
-        "Episode",
-        "Season",
-        "Bowl",
-        "Final",
-        "Fantasy",
-        "Mark",
-        "Model",
-        "Unit",
-        "Lesson",
-        "Step",
-        "Group",
-        "Category",
-        "Apollo",
-        "Gemini",
-        "Division",
-        "Tier",
-        "Scene",
-    ]
-)
-RULERS = frozenset(
-    ["King", "Queen", "Pope", "Emperor", "Empress", "Tsar", "Czar", "Prince", "Sultan", "Kaiser", "Saint", "Elder"]
-)
+COUNTED = frozenset([
+    "Act", "Apollo", "Appendix", "Article", "Book", "Bowl", "Category", "Chapter", "Class", "Division", "Episode",
+    "Fantasy", "Figure", "Final", "Gemini", "Grade", "Group", "Lesson", "Level", "Mark", "Model", "Part", "Phase",
+    "Rocky", "Scene", "Season", "Section", "Stage", "Step", "Table", "Tier", "Title", "Type", "Unit", "Volume", "War",
+])
+RULERS = frozenset([
+    "Czar", "Elder", "Emperor", "Empress", "Kaiser", "King", "Pope", "Prince", "Queen", "Saint", "Sultan", "Tsar",
+])
 
-YEAR_CUES = frozenset(
-    [
-        "in",
-        "since",
-        "by",
-        "from",
-        "until",
-        "till",
-        "of",
-        "year",
-        "during",
-        "before",
-        "after",
-        "around",
-        "circa",
-        "early",
-        "late",
-        "mid",
-        "to",
-        "and",
-        "spring",
-        "summer",
-        "fall",
-        "autumn",
-        "winter",
-        "through",
-        "between",
-        "back",
-        "class",
-        "copyright",
-    ]
-)
+YEAR_CUES = frozenset([
+    "after", "and", "around", "autumn", "back", "before", "between", "by", "circa", "class", "copyright", "during",
+    "early", "fall", "from", "in", "late", "mid", "of", "since", "spring", "summer", "through", "till", "to", "until",
+    "winter", "year",
+])
 # Before a number of a service, and before a number with a point that is of a version.
 CALLS, SERVICES = (
     frozenset(["call", "dial", "called", "calling", "phone", "text"]),
     frozenset(["911", "411", "311", "999", "112"]),
 )
-RELEASED = frozenset(
-    [
-        "Python",
-        "Version",
-        "version",
-        "Release",
-        "release",
-        "Android",
-        "Windows",
-        "Ubuntu",
-        "Java",
-        "Node",
-        "PHP",
-        "Ruby",
-        "CUDA",
-        "iOS",
-        "macOS",
-        "Linux",
-    ]
-)
+RELEASED = frozenset([
+    "Android", "CUDA", "Java", "Linux", "Node", "PHP", "Python", "Release", "Ruby", "Ubuntu", "Version", "Windows",
+    "iOS", "macOS", "release", "version",
+])
 # Before a thing that has a size: a five dollar bill, a ten mile walk.
 ARTICLES = frozenset(["a", "an", "another"])
-NO_THINGS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "for",
-        "from",
-        "to",
-        "and",
-        "or",
-        "but",
-        "per",
-        "each",
-        "every",
-        "long",
-        "tall",
-        "high",
-        "wide",
-        "deep",
-        "away",
-        "is",
-        "was",
-        "are",
-    ]
-)
+NO_THINGS = frozenset([
+    "a", "an", "and", "are", "at", "away", "but", "deep", "each", "every", "for", "from", "high", "in", "is", "long",
+    "of", "on", "or", "per", "tall", "the", "to", "was", "wide",
+])
 
 SYMBOLS = {
     "&": "and",
@@ -312,8 +177,8 @@ SYMBOLS |= {
     "^": "to the power of",
 }
 ADDRESS_SIGNS = {
-    **{".": "dot", "/": "slash", "-": "dash", "_": "underscore", "@": "at", ":": "colon", "?": "question mark"},
-    **{"=": "equals", "&": "and", "#": "hash", "%": "percent", "+": "plus", "~": "tilde"},
+    ".": "dot", "/": "slash", "-": "dash", "_": "underscore", "@": "at", ":": "colon", "?": "question mark",
+    "=": "equals", "&": "and", "#": "hash", "%": "percent", "+": "plus", "~": "tilde",
 }
 TOP_DOMAINS = "com|org|net|edu|gov|mil|int|io|ai|co|dev|app|info|biz|me|tv|us|uk|ca|de|fr|eu|jp|au|in|ch|it|nl|xyz"
 DOMAIN_WORDS = frozenset(["com", "org", "net", "edu", "gov", "mil", "info", "biz", "dev", "app"])
@@ -334,12 +199,14 @@ LETTER_FOLDS = str.maketrans(
     }
     | {"Đ": "D", "Ð": "D", "þ": "th", "Þ": "Th", "ı": "i"}
 )
+# fmt: on
 
 # Words that are looked at together, at most.
 MAX_WORDS = 24
 
 _PLAIN = re.compile(r"[\"'(\[]*[^\W\d_]+(?:['’-][^\W\d_]+)*[\"')\]]*[,;:!?.]*[\"')\]]*")
 _CORE = re.compile(r"^[\"'(\[]*(.*?)[\"')\],;:!?.]*$", re.DOTALL)
+_ORDINAL = re.compile(r"(?:^|-)(?:first|second|third|[fns]\w+th|eighth)$|teenth$|tieth$|^tenth$|^eleventh$|^twelfth$")
 _NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 _MONTH = "|".join([*MONTHS, *SHORT_MONTHS])
 _CURRENCY = "|".join(re.escape(sign) for sign in sorted(CURRENCIES, key=len, reverse=True))
@@ -437,23 +304,16 @@ class EnglishNormalizer:
         if _PLAIN.fullmatch(word) is None or any(character.isnumeric() for character in word):
             return False
         core = _get_core(word)
-        if (
-            core in BARE
-            or core in SAID
-            or (len(core) > 1 and sum(map(str.isupper, core)) > 1 and core[1:] != core[1:].lower())
-        ):
-            return core not in BARE and core not in SAID and not _has_capitals(core)
+        if core in BARE or core in SAID or _has_capitals(core):
+            return False
         if core in SHORT_MONTHS and core not in NAMES:
             return False
         if core == "I":
             return not _is_first_of_name(self._left)
         if len(core) == 1 and core.isupper() and word.endswith("."):
             return False
-        return (
-            not (core in ABBREVIATIONS or core in NUMBERED or core in SHORT_MONTHS or core in SHORT_DAYS)
-            or not (word.rstrip("\"')]").endswith(".") or word.endswith(".,"))
-            or (core in ("May", "Sun", "Sat", "Mar", "min", "max", "al", "ed") and core in MONTHS)
-        )
+        is_short = core in ABBREVIATIONS or core in NUMBERED or core in SHORT_MONTHS or core in SHORT_DAYS
+        return core in MONTHS or not is_short or re.search(r"\.[\"')\]]*,?$", word) is None
 
     def _goes_on(self, word: str) -> bool:
         """Whether a plain word belongs to the number before it."""
@@ -864,9 +724,11 @@ class _Reading:
     @staticmethod
     def _is_word(letters: str) -> bool:
         """Whether capitals can be read as a word: vowels among consonants, not too many of these in a row."""
-        return letters not in LETTER_ACRONYMS and re.search("[AEIOUY]", letters) is not None and re.search(
-            "[^AEIOUY]{4}|^[^AEIOUY]{3}(?<!SCH)(?<!STR)|[AEIOU]{3}", letters
-        ) is None  # fmt: skip
+        return (
+            letters not in LETTER_ACRONYMS
+            and re.search("[AEIOUY]", letters) is not None
+            and re.search("[^AEIOUY]{4}|^[^AEIOUY]{3}(?<!SCH)(?<!STR)|[AEIOU]{3}", letters) is None
+        )
 
     def _read_initials(self, match: re.Match[str]) -> str:
         core = match[0].rstrip(".")
@@ -887,14 +749,9 @@ class _Reading:
         if (not has_stop and core not in BARE) or (core == "M" and before in ("A", "P")):
             return match[0]
         if core in ("St", "Dr", "Ct", "Sq"):
-            is_start = (not self._left and not match.string[: match.start()].strip()) or (
-                len(self._left) < 2 and not match.string[: match.start()].strip()
-            )
-            is_street = (
-                (before[:1].isupper() and not is_start and before not in TITLES)
-                or before[:1].isdigit()
-                or (before.endswith(("st", "nd", "rd", "th")) and before[:1].isdigit())
-            )
+            is_start = len(self._left) < 2 and not match.string[: match.start()].strip()
+            is_name = before[:1].isupper() and not is_start and before not in TITLES
+            is_street = is_name or before[:1].isdigit() or _ORDINAL.search(before) is not None
             if is_street and (core != "Dr" or not after[:1].isupper() or match.string[: match.start()].strip()):
                 return STREETS[core] + stop
             return {"St": "Saint"}.get(core) or TITLES.get(core) or STREETS[core]
@@ -906,12 +763,8 @@ class _Reading:
             return SHORT_MONTHS[core] + (stop if not after else "")
         if core in SHORT_DAYS and has_stop and core not in ("Sun", "Sat"):
             return SHORT_DAYS[core] + (stop if not after else "")
-        if (
-            core in ("Sun", "Sat")
-            and has_stop
-            and (not after or after[:1].isdigit() or after[:1].islower())
-            and before.lower() in ("on", "", "and", "to")
-        ):
+        is_day = before.lower() in ("on", "", "and", "to") and not after[:1].isupper()
+        if core in ("Sun", "Sat") and has_stop and is_day:
             return SHORT_DAYS[core] + (stop if not after else "")
         if len(core) == 1 and core.isupper() and has_stop and after[:1].isupper() and core != "I":
             return core
@@ -1025,7 +878,7 @@ def _get_core(word: str) -> str:
 
 def _has_capitals(core: str) -> bool:
     """Whether a word has capitals beyond those of a name: FBI, but not McDonald."""
-    return core.isupper() or re.fullmatch(r"[A-Z]{2,}'?s", core) is not None
+    return (len(core) > 1 and core.isupper()) or re.fullmatch(r"[A-Z]{2,}'?s", core) is not None
 
 
 def _is_first_of_name(before: list[str]) -> bool:
