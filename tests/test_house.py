@@ -12,10 +12,10 @@ PACKAGE = SOURCE / "transformers_sled"
 FLOORS = [
     {"__init__"},
     {"cli", "server", "training"},
-    {"serving_sled"},
+    {"serving_sled", "pipeline_sled"},
     {"generation_sled"},
     {"engine_sled"},
-    {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled", "pipeline_sled"},
+    {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled"},
     {"codec_sled", "text_sled", "audio_sled", "hub_sled", "voices"},
     {"normalization_sled"},
     {"configuration_sled"},
@@ -23,7 +23,7 @@ FLOORS = [
 # What `generate` is mixed into has to know it.
 MIXES_IN = {("modeling_sled", "generation_sled")}
 # These need a server, a training loop or the package's own files around them.
-AT_HOME = {"serving_sled"}
+AT_HOME = {"serving_sled", "pipeline_sled"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

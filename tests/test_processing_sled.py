@@ -83,6 +83,12 @@ def test_a_missing_file_is_named(processor, tmp_path, kind, file_name):
             SledProcessor.from_pretrained(folder)
 
 
+def test_what_is_not_there_is_not_called_incomplete(tmp_path):
+    for name in ("nobody/nothing", str(tmp_path / "nothing")):
+        with pytest.raises(OSError):
+            SledProcessor.from_pretrained(name, local_files_only=True)
+
+
 @pytest.mark.parametrize(("field", "value"), [("vocab_size", 700), ("eos_token_id", 5), ("bos_token_id", 7)])
 def test_a_tokenizer_that_is_not_the_models_is_named(processor, tmp_path, field, value):
     processor.save_pretrained(tmp_path)
@@ -576,7 +582,7 @@ def test_bad_input_is_named(processor, name, arguments):
         ("generator", dict(generator=3)),
         ("generator", dict(generator=[torch.Generator(), torch.Generator()])),
         ("streamer", dict(streamer=print)),
-        ("model_kwargs", dict(guidence_scale=2.0)),
+        ("guidence_scale", dict(guidence_scale=2.0)),
     ],
 )
 def test_bad_input_of_generate_is_named(model, name, arguments):

@@ -165,17 +165,19 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             options = {f"_raise_exceptions_for_{error}": False for error in ("missing_entries", "connection_errors")}
             return cached_file(name, file_name, **options, **hub_kwargs, **location) is not None
 
-        # transformers would make up a tokenizer that is missing.
+        has_config, has_processor = has_file(CONFIG_NAME), has_file(PROCESSOR_NAME)
+        # transformers would make up what is missing in a folder.
+        if not has_config and not has_processor and Path(name, location.get("subfolder", "")).is_dir():
+            raise ValueError(f"{name!r} is no SLED checkpoint, or an incomplete one: it has no {CONFIG_NAME}.")
+        # A processor may be in a folder of its own, without a model.
+        config: Any = None
+        if has_config or not has_processor:
+            config = SledConfig.from_pretrained(name, **hub_kwargs, **location)
         for file_names in (("tokenizer.json", "vocab.json"), ("tokenizer_config.json",)):
             if not any(has_file(file_name) for file_name in file_names):
                 raise ValueError(f"{name!r} is incomplete: it has no {file_names[0]}.")
-        has_config = has_file(CONFIG_NAME)
-        config = SledConfig.from_pretrained(name, **hub_kwargs, **location) if has_config else None
-        if has_file(PROCESSOR_NAME):
-            # It may be in a folder of its own, without a model.
+        if has_processor:
             processor = super().from_pretrained(name, **kwargs)
-        elif config is None:
-            raise ValueError(f"{name!r} is no SLED checkpoint, or an incomplete one: it has no {CONFIG_NAME}.")
         else:
             codec_config = config.codec_config
             if codec_config is None and config.codec_id == SledConfig.codec_id:
