@@ -6,6 +6,7 @@ import functools
 import gc
 import itertools
 import json
+import sys
 import threading
 import time
 import warnings
@@ -700,7 +701,8 @@ def test_source_raises():
         async for waveform in model.astream(source(), processor=processor, **ENDLESS):
             del waveform
 
-    with nothing_left():
+    # Before 3.11, the event loop's task and the error refer to each other.
+    with nothing_left(collects=sys.version_info < (3, 11)):
         try:
             asyncio.run(run())
         except OSError as error:

@@ -17,8 +17,8 @@ from transformers_sled import training
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Its blocks read what its commands have made: `training/test_docs_training.py` runs both.
-WITH_COMMANDS = {"training.md"}
+# Run by tests of their own: `training/test_docs_training.py`, with its commands, and `test_voices.py`.
+WITH_OWN_TESTS = {"training.md", "voices.md"}
 GUIDES = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "examples").rglob("README.md"))]
 
 # Each page in a namespace and folder of its own, all in one process, which imports once.
@@ -61,10 +61,10 @@ def test_python_blocks_run(tmp_path):
     scripts = []
     for page in PAGES:
         blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-        if blocks and page.name not in WITH_COMMANDS:
+        if blocks and page.name not in WITH_OWN_TESTS:
             scripts.append(f"{page.stem}.py")
             (tmp_path / scripts[-1]).write_text("\n".join(blocks))
-    assert {"README.py", "usage.py", "streaming.py", "voices.py"} <= set(scripts)
+    assert {"README.py", "usage.py", "streaming.py", "text.py"} <= set(scripts)
     environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-c", RUN_PAGES, *scripts],
