@@ -490,6 +490,7 @@ class _Recording:
 class SledGenerationMixin(GenerationMixin):
     """Speech generation for [`SledForSpeechSynthesis`]."""
 
+    generation_config: GenerationConfig
     _supported_generation_modes = [GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE]
 
     @torch.no_grad()
