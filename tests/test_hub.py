@@ -35,6 +35,7 @@ CODE_FILES = {
     "hub_sled.py",
     "interleaving_sled.py",
     "modeling_sled.py",
+    "normalization_sled.py",
     "processing_sled.py",
     "text_sled.py",
 }
