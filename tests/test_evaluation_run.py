@@ -70,7 +70,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(folder) -> str:
     rows = [
-        {"text": text, "speaker": "ab"[index % 2], "seconds": 0.4 + 0.05 * index} for index, text in enumerate(TEXTS)
+        {"text": text, "speaker": "ab"[index % 2], "seconds": 0.7 + 0.05 * index} for index, text in enumerate(TEXTS)
     ]
     return write_dataset(folder / "corpus.parquet", rows)
 

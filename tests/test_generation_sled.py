@@ -370,9 +370,7 @@ def test_row_of_a_batch_is_the_row_alone(side, guidance_scale, with_voices):
     if with_voices:
         voices = [
             {"prompt_text": prompt_text, "prompt_latents": get_latents(num_frames, num_frames)}
-            for prompt_text, num_frames in zip(
-                ["So.", "He said that, then.", "Two plus two."], [3, 20, 9], strict=True
-            )
+            for prompt_text, num_frames in zip(["So.", "He said that.", "Two plus two."], [3, 20, 9], strict=True)
         ]
         latents = [voice["prompt_latents"][0] for voice in voices]
         batch_voice = {

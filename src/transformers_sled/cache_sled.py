@@ -9,6 +9,8 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from .configuration_sled import SledConfig
+
 
 # transformers 5.24 renamed the argument of the decoder, its layers and their attention.
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaAttention.forward).parameters else "past_key_values"
@@ -208,6 +210,26 @@ class SledCache(Cache):
                 layer.move_row(source, target, length)
 
 
+def attends_in_float32(config: SledConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """
+    Whether attention over the cache, and so the cache, is in float32: PyTorch's attention for half precision on CPU is
+    slower, and sets itself up anew at every length.
+
+    Args:
+        config ([`SledConfig`]):
+            The model's configuration.
+        device (`torch.device`):
+            Device of the hidden states.
+        dtype (`torch.dtype`):
+            Their type.
+
+    Returns:
+        `bool`: `True` for half precision on a CPU with `sdpa` attention.
+    """
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return is_half and device.type == "cpu" and config._attn_implementation == "sdpa"
+
+
 def get_fixed_capacity(num_positions: int) -> int:
     """
     Rounds a number of positions up, so that a compiled step meets only a few sizes.
@@ -222,4 +244,4 @@ def get_fixed_capacity(num_positions: int) -> int:
     return math.ceil(num_positions / 256) * 256
 
 
-__all__ = ["CACHE_ARGUMENT", "SledCache", "SledCacheLayer", "get_fixed_capacity"]
+__all__ = ["CACHE_ARGUMENT", "SledCache", "SledCacheLayer", "attends_in_float32", "get_fixed_capacity"]

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import CompileConfig, GenerationConfig
 from transformers.generation import StoppingCriteriaList
 
-from .cache_sled import CACHE_ARGUMENT, SledCache, get_fixed_capacity
+from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32, get_fixed_capacity
 from .interleaving_sled import count_tokens_before, interleave
 from .text_sled import SledTextPart
 
@@ -230,10 +230,8 @@ class SledEngine:
             self._cache = SledCache(self.config.num_hidden_layers, capacity)
         self._is_compiled = compile_config is not None
         self._predict = predict_frames if compile_config is None else get_compiled_prediction(compile_config)
-        weight = model.get_input_embeddings().weight
-        self._dtype, self._device = weight.dtype, weight.device
-        attends_in_float32 = self._device.type == "cpu" and self.config._attn_implementation == "sdpa"
-        self._mask_dtype = torch.float32 if attends_in_float32 else self._dtype
+        self._dtype, self._device = model.get_input_embeddings().weight.dtype, model.device
+        self._mask_dtype = torch.float32 if attends_in_float32(self.config, self._device, self._dtype) else self._dtype
         # The embeddings that the next frames are made from, and how much each row of the cache holds.
         self._inputs = torch.zeros(0, 1, self.config.hidden_size, dtype=self._dtype, device=self._device)
         self._lengths = torch.zeros(0, dtype=torch.long, device=self._device)
@@ -480,7 +478,7 @@ class SledEngine:
             self._lengths[: len(layout.cache_rows), None] += layout.advance
         for index in (layout.conditional, layout.unconditional):
             if index is not None:
-                self._inputs[index[: len(rows)]] = embeds[: len(rows)]
+                self._inputs[index[: len(rows)]] = embeds[: len(rows)].to(self._dtype)
         return self._end_rows(layout, latents[: len(rows)], eos_logits[: len(rows)])
 
     def _get_next(self, layout: "_Layout") -> _Inputs:

@@ -26,7 +26,7 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import CONFIG_NAME, find_adapter_config_file, is_peft_available
 
-from .cache_sled import CACHE_ARGUMENT
+from .cache_sled import CACHE_ARGUMENT, attends_in_float32
 from .codec_sled import (
     SledCodec,
     check_bandwidth,
@@ -110,13 +110,7 @@ class SledAttention(LlamaAttention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         cache = kwargs.get(CACHE_ARGUMENT)
-        # Torch's attention for half precision on CPU is slower than for float32, and sets itself up anew at every length.
-        if (
-            cache is not None
-            and hidden_states.device.type == "cpu"
-            and hidden_states.dtype != torch.float32
-            and self.config._attn_implementation == "sdpa"
-        ):
+        if cache is not None and attends_in_float32(self.config, hidden_states.device, hidden_states.dtype):
             return self._attend_in_float32(hidden_states, position_embeddings, attention_mask, cache), None
         attn_output, attn_weights = super().forward(
             hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask, **kwargs
