@@ -1269,6 +1269,8 @@ async def _drive_async(
                 piece = await anext(pieces, end)
             else:
                 yield event
+                # The traceback of a source's error would keep the waveform.
+                del event
     finally:
         # A step that is still running stops after its frame. The last reference to the stream goes with it, also where an
         # error's traceback keeps this frame.

@@ -570,7 +570,7 @@ def test_bad_input(train, checkpoint, data, tmp_path):
     config = json.loads((checkpoint / "config.json").read_text())
     other = shutil.copytree(checkpoint, tmp_path / "other_model")
     (other / "config.json").write_text(json.dumps({**config, "eos_token_id": 3}))
-    with pytest.raises(ValueError, match="tokenizer that is not its model.s: `eos_token_id` is 2"):
+    with pytest.raises(ValueError, match=r"tokenizer that is not its model.s: `eos_token_id` is 2"):
         train("g", model_name_or_path=other)
 
 
