@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForTextToWaveform, EncodecModel
 
 from transformers_sled import SledConfig, SledForSpeechSynthesis, SledModel
+from transformers_sled.modeling_sled import SledLinear
 
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -618,3 +619,24 @@ def test_full_size_is_one_file_and_loads_in_little_memory(tmp_path):
         assert result["ratio"] <= 1.4
     SledForSpeechSynthesis(SledConfig()).save_pretrained(tmp_path / "saved")
     assert [file.name for file in (tmp_path / "saved").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 2, 7)])
+def test_linear_layers_in_bfloat16_are_linear_layers(bias, shape):
+    torch.manual_seed(0)
+    parent = torch.nn.Sequential(torch.nn.Linear(48, 32, bias=bias)).bfloat16()
+    plain = parent[0]
+    SledLinear.replace_in(parent)
+    assert parent[0].weight is plain.weight and parent[0].bias is plain.bias
+    inputs = torch.randn(*shape, 48)
+    with torch.no_grad():
+        expected = torch.nn.functional.linear(
+            inputs.bfloat16().double(), plain.weight.double(), plain.bias.double() if bias else None
+        )
+        actual = parent[0](inputs.bfloat16())
+    assert actual.dtype == torch.bfloat16 and actual.is_contiguous()
+    torch.testing.assert_close(actual.double(), expected, atol=0.02, rtol=0.02)
+    # Gradients take the base class's way.
+    parent(inputs.bfloat16()).sum().backward()
+    assert plain.weight.grad is not None

@@ -95,11 +95,50 @@ class SledPromptOutput(ModelOutput):
     prompt_latents_mask: torch.Tensor | None = None
 
 
+class SledLinear(nn.Linear):
+    """
+    Linear layer that puts its weights on the left in bfloat16 on a CPU: there PyTorch's own order rearranges them at every
+    call, which on few rows takes longer than the product.
+    """
+
+    @classmethod
+    def replace_in(cls, module: nn.Module) -> None:
+        """
+        Puts layers of this class in the place of a module's own linear layers.
+
+        Args:
+            module (`nn.Module`):
+                The module. Its parameters stay what they are.
+        """
+        for name, layer in module.named_children():
+            if type(layer) is nn.Linear:
+                replacement = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+                replacement.weight, replacement.bias = layer.weight, layer.bias
+                setattr(module, name, replacement)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if (
+            input.dtype != torch.bfloat16
+            or weight.dtype != torch.bfloat16
+            or input.device.type != "cpu"
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            # Quantized and sharded weights have products of their own.
+            or type(weight.data) is not torch.Tensor
+        ):
+            return super().forward(input)
+        columns = input.flatten(0, -2).t()
+        product = weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], weight, columns)
+        return product.t().contiguous().view(*input.shape[:-1], self.out_features)
+
+
 class SledAttention(LlamaAttention):
     """Llama's attention, with the original's dropout on its output."""
 
     def __init__(self, config: SledConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
+        SledLinear.replace_in(self)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -143,6 +182,7 @@ class SledMLP(LlamaMLP):
 
     def __init__(self, config: SledConfig) -> None:
         super().__init__(config)
+        SledLinear.replace_in(self)
         # On the activated gate, which scales and zeroes the same products as dropout after the multiplication.
         self.act_fn = nn.Sequential(ACT2FN[config.hidden_act], nn.Dropout(config.activation_dropout))
         self.dropout = nn.Dropout(config.dropout)
@@ -167,8 +207,8 @@ class SledGenerativeHead(nn.Module):
     def __init__(self, config: SledConfig) -> None:
         super().__init__()
         width = config.head_hidden_size
-        self.cond_embed = nn.Linear(config.hidden_size, width)
-        self.input_proj = nn.Linear(config.noise_dim, width)
+        self.cond_embed = SledLinear(config.hidden_size, width)
+        self.input_proj = SledLinear(config.noise_dim, width)
         self.res_blocks = nn.ModuleList(SledGenerativeHeadBlock(width) for _ in range(config.head_num_layers))
         self.final_layer = SledGenerativeHeadFinalLayer(width, config.latent_dim)
 
@@ -203,8 +243,8 @@ class SledGenerativeHeadBlock(nn.Module):
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.noise_ln = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.mlp = nn.Sequential(SledLinear(width, width), nn.SiLU(), SledLinear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), SledLinear(width, 3 * width))
 
     def forward(self, stream: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         shift, scale, gate = self.adaLN_modulation(self.noise_ln(condition)).chunk(3, dim=-1)
@@ -215,8 +255,8 @@ class SledGenerativeHeadFinalLayer(nn.Module):
     def __init__(self, width: int, latent_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.linear = nn.Linear(width, latent_dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), SledLinear(width, 2 * width))
+        self.linear = SledLinear(width, latent_dim)
 
     def forward(self, stream: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
