@@ -222,6 +222,7 @@ def test_further_streams_wait_for_a_place():
     assert (server.num_active_streams, server.num_waiting_streams) == (2, 2)
     streams[0].close()
     streams[2].close()
+    assert server.num_waiting_streams == 1
     server.step()
     assert (server.num_active_streams, server.num_waiting_streams) == (2, 0)
     assert list(streams[0]) == [] and streams[2].is_finished

@@ -323,7 +323,7 @@ class SledStreamServer:
     @property
     def num_waiting_streams(self) -> int:
         """Number of streams that wait for a place (`int`)."""
-        return len(self._waiting)
+        return sum(not speech.channel.is_closed for speech in list(self._waiting))
 
     @property
     def is_running(self) -> bool:
@@ -349,7 +349,7 @@ class SledStreamServer:
             max_duration (`float`, *optional*):
                 Duration in seconds after which the speech is cut off. A source that never ends needs one.
             kwargs:
-                The voice, as the processor takes it (`prompt_text`, `prompt_audio` and `sampling_rate`, or
+                The voice, as the processor takes it (`voice_preset`, `prompt_text`, `prompt_audio` and `sampling_rate`, or
                 `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, `stopping_criteria`, and
                 generation parameters as [`~SledGenerationMixin.generate`] takes them: `guidance_scale`, `temperature`,
                 `do_sample`, `eos_threshold`, `max_new_tokens`, `min_new_tokens`, and `max_time`, which starts with this
