@@ -101,7 +101,7 @@ def test_bad_input(tmp_path):
 
 def test_speech_from_a_language_model(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "streaming")
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
     )

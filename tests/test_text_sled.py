@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example as explicit_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -250,6 +251,9 @@ def read_by_pieces(source: SledTextSource, text: str, cuts: list[int]) -> list[l
     return [part.ids for part in source.parts]
 
 
+@explicit_example(
+    text="Yes!Yes!Yes!00\U00012f900\u00b0", cuts=[], limits=(220, None), is_interleaved=True, prompt=(None, 0)
+)
 @settings(deadline=None, max_examples=150)
 @given(
     text=WRITTEN,

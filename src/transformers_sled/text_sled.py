@@ -996,6 +996,19 @@ class SledPartSplitter:
                     return self._words[:end]
         return self._words
 
+    def ends_word(self, num_words: int) -> bool:
+        """
+        Whether the first words of the open part end with a whole word, and not inside one that was cut for its length.
+
+        Args:
+            num_words (`int`):
+                Number of words.
+
+        Returns:
+            `bool`: `True` for a whole word.
+        """
+        return num_words in self._word_ends
+
     def _push_word(self, word: str) -> list[list[str]]:
         is_paragraph = word.startswith("\n")
         text = word.lstrip()
@@ -1241,7 +1254,7 @@ class SledTextSource:
         if len(words) > self._num_released:
             self.parts[-1].ids += self._open.push("".join(words[self._num_released :]))
             self._num_released = len(words)
-            if words[-1][-1] not in _NO_SPACE_AFTER:
+            if words[-1][-1] not in _NO_SPACE_AFTER and self._splitter.ends_word(len(words)):
                 self.parts[-1].ids += self._open.finish_word()
 
     def _close(self, words: list[str]) -> None:
