@@ -1,0 +1,330 @@
+"""Models that speak for the service, each in a `SledStreamServer`, and the texts on their way through them."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import soundfile
+import torch
+
+from ..modeling_sled import SledForSpeechSynthesis
+from ..processing_sled import SledProcessor
+from ..serving_sled import SledStream, SledStreamServer
+from .errors import ServiceError
+from .metrics import ServiceMetrics
+from .settings import ServiceSettings
+from .voice_library import Voice
+
+
+Result = TypeVar("Result")
+
+# Voices that are kept encoded.
+MAX_PROMPTS = 256
+
+
+@dataclass(frozen=True)
+class SpeakingStyle:
+    """How a text is spoken. What is `None` is up to the model."""
+
+    seed: int | None = None
+    guidance_scale: float | None = None
+    temperature: float | None = None
+
+
+class Speech:
+    r"""
+    A text on its way through a [`Synthesizer`]. Iterate over it for its waveforms, `(num_samples,)` in float32, and close
+    it: in an `async with` block.
+    """
+
+    def __init__(
+        self, synthesizer: "Synthesizer", stream: SledStream, num_characters: int, start_time: float | None
+    ) -> None:
+        self._synthesizer = synthesizer
+        self._stream = stream
+        self._is_closed = False
+        self.num_characters = num_characters
+        self.num_samples = 0
+        # Of the first text.
+        self.start_time = start_time
+        self.first_audio_time: float | None = None
+        self.last_audio_time: float | None = None
+        self.underrun = 0.0
+        self.has_ended = False
+
+    @property
+    def duration(self) -> float:
+        """Seconds of speech made so far."""
+        return self.num_samples / self._synthesizer.sampling_rate
+
+    @property
+    def time_to_first_audio(self) -> float | None:
+        """Seconds from the first text to the first audio."""
+        if self.start_time is None or self.first_audio_time is None:
+            return None
+        return self.first_audio_time - self.start_time
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds from the first text to the last audio, over seconds of speech."""
+        if self.start_time is None or self.last_audio_time is None or self.num_samples == 0:
+            return None
+        return (self.last_audio_time - self.start_time) / self.duration
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What is told of it in the log."""
+        first, factor = self.time_to_first_audio, self.real_time_factor
+        return {
+            "num_samples": self.num_samples,
+            "seconds": round(self.duration, 3),
+            "time_to_first_audio": None if first is None else round(first, 3),
+            "real_time_factor": None if factor is None else round(factor, 3),
+            "underrun": round(self.underrun, 3),
+            "cancelled": not self.has_ended,
+        }
+
+    def push(self, piece: str) -> None:
+        """Gives the next piece of a text that is being written."""
+        if self.start_time is None and piece.strip():
+            self.start_time = time.perf_counter()
+        self.num_characters += len(piece)
+        self._stream.push(piece)
+
+    def finish(self) -> None:
+        """Ends a text that is being written."""
+        self._stream.finish()
+
+    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        while (waveform := await self._synthesizer.get_next(self._stream)) is not None:
+            now = time.perf_counter()
+            if self.first_audio_time is None:
+                self.first_audio_time = now
+            # A listener who plays what comes as it comes has waited for what is more than the time since then.
+            late = now - self.first_audio_time - self.duration - self.underrun
+            self.underrun += max(0.0, late)
+            self.last_audio_time = now
+            self.num_samples += len(waveform)
+            yield waveform.numpy()
+        self.has_ended = True
+
+    def close(self) -> None:
+        """Gives the speech up, where it has not ended, and leaves its place to another."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._stream.close()
+            self._synthesizer.forget(self)
+
+    async def __aenter__(self) -> "Speech":
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        self.close()
+
+
+class Synthesizer:
+    r"""
+    A model that speaks for the service.
+
+    Args:
+        name (`str`):
+            The model's name for clients.
+        model ([`SledForSpeechSynthesis`]):
+            The model.
+        processor ([`SledProcessor`]):
+            Its processor.
+        settings ([`ServiceSettings`]):
+            How many streams it speaks, how many wait, and how long each may be.
+        metrics ([`ServiceMetrics`]):
+            Where it counts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: SledForSpeechSynthesis,
+        processor: SledProcessor,
+        settings: ServiceSettings,
+        metrics: ServiceMetrics,
+    ) -> None:
+        self.name = name
+        self.is_interleaved = model.config.is_interleaved
+        self.sampling_rate = processor.sampling_rate
+        self._model = model
+        self._processor = processor
+        self._server = SledStreamServer(model, processor, max_streams=settings.max_streams)
+        self._settings = settings
+        self._metrics = metrics
+        self._max_speeches = settings.max_streams + settings.max_queue
+        # One thread for each, which waits for its audio.
+        self._threads = ThreadPoolExecutor(self._max_speeches, thread_name_prefix=f"speech-{name}")
+        self._num_speeches = 0
+        self._prompts: dict[str, dict[str, Any]] = {}
+        self._prompts_lock = threading.Lock()
+        self._mean_seconds = 1.0
+        self._has_failed = False
+        metrics.streams.labels(name).set_function(lambda: self._server.num_active_streams)
+        metrics.queue.labels(name).set_function(lambda: self._server.num_waiting_streams)
+
+    def start(self, voices: list[Voice]) -> None:
+        """Starts to take texts, with voices at hand that are often asked for."""
+        for voice in voices:
+            self._get_prompt(voice)
+        self._server.start()
+
+    def close(self) -> None:
+        """Ends all that is spoken."""
+        self._server.close()
+        self._threads.shutdown()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can speak."""
+        return self._server.is_running and not self._has_failed
+
+    @property
+    def num_speeches(self) -> int:
+        """Number of texts that are being spoken or wait."""
+        return self._num_speeches
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text."""
+        return len(self._processor.tokenizer(text)["input_ids"])
+
+    def count_frames(self, num_samples: int) -> int:
+        """Number of frames, the tokens of speech, that a number of samples takes."""
+        return math.ceil(num_samples / self._processor.hop_length)
+
+    async def open(self, text: str | None, voice: Voice | None, style: SpeakingStyle, max_duration: float) -> Speech:
+        r"""
+        Takes a text.
+
+        Args:
+            text (`str`, *optional*):
+                The text. Without it, it is pushed.
+            voice ([`Voice`], *optional*):
+                Who speaks.
+            style ([`SpeakingStyle`]):
+                How.
+            max_duration (`float`):
+                Seconds after which the speech is cut off.
+
+        Raises:
+            [`ServiceError`]: if too many wait already, or the model cannot take the text.
+        """
+        if self._num_speeches >= self._max_speeches:
+            retry_after = max(1, math.ceil(self._mean_seconds))
+            raise ServiceError(
+                429,
+                f"All {self._settings.max_streams} streams are taken and {self._settings.max_queue} requests wait. Try "
+                f"again in {retry_after} s.",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(retry_after)},
+            )
+        self._num_speeches += 1
+        start_time = None if text is None else time.perf_counter()
+        is_open = False
+        try:
+            stream = await self._run_closing(self._add, text, voice, style, max_duration)
+            is_open = True
+        except ValueError as error:
+            raise ServiceError(400, str(error), "input") from error
+        except RuntimeError as error:
+            self._has_failed = True
+            raise ServiceError(503, "The model does not speak any more.", code="model_unavailable") from error
+        finally:
+            if not is_open:
+                self._num_speeches -= 1
+        return Speech(self, stream, len(text or ""), start_time)
+
+    def forget(self, speech: Speech) -> None:
+        """Counts a speech that is closed."""
+        self._num_speeches -= 1
+        metrics = self._metrics
+        if not speech.has_ended:
+            metrics.cancellations.labels(self.name).inc()
+        metrics.speech_seconds.labels(self.name).inc(speech.duration)
+        metrics.underrun_seconds.labels(self.name).inc(speech.underrun)
+        if (seconds := speech.time_to_first_audio) is not None:
+            metrics.time_to_first_audio.labels(self.name).observe(seconds)
+        if (factor := speech.real_time_factor) is not None:
+            metrics.real_time_factor.labels(self.name).observe(factor)
+            self._mean_seconds = 0.9 * self._mean_seconds + 0.1 * factor * speech.duration
+
+    async def get_next(self, stream: SledStream) -> torch.Tensor | None:
+        """Waits for the next waveform of a stream: `None` at its end."""
+        try:
+            return await self.run(next, stream, None)
+        except ValueError as error:
+            raise ServiceError(400, str(error), "input") from error
+        except Exception as error:
+            # It may be the stream alone that failed, or all of them.
+            await self.run(self._probe)
+            raise ServiceError(500, "The speech could not be made.", code="synthesis_failed") from error
+
+    def _probe(self) -> None:
+        """Finds out whether the server still takes streams."""
+        try:
+            self._server.add("a").close()
+        except RuntimeError:
+            self._has_failed = True
+
+    async def run(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Runs something that blocks in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def _run_closing(self, function: Callable[..., SledStream], *args: Any) -> SledStream:
+        """The same for what gives a stream, which is closed if nobody waits for it any more."""
+        future = self._threads.submit(function, *args)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_close_stream)
+            raise
+
+    def _add(self, text: str | None, voice: Voice | None, style: SpeakingStyle, max_duration: float) -> SledStream:
+        options: dict[str, Any] = {} if voice is None else dict(self._get_prompt(voice))
+        for name in ("guidance_scale", "temperature"):
+            if (value := getattr(style, name)) is not None:
+                options[name] = value
+        generator = torch.Generator()
+        if style.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(style.seed)
+        return self._server.add(text, max_duration=max_duration, generator=generator, **options)
+
+    def _get_prompt(self, voice: Voice) -> dict[str, Any]:
+        """The voice as the processor takes it."""
+        with self._prompts_lock:
+            if voice.id not in self._prompts:
+                waveform, rate = soundfile.read(voice.recording, dtype="float32")
+                inputs = self._processor(voice.prompt_text, prompt_audio=waveform, sampling_rate=rate)
+                latents = self._model.encode_prompt(inputs["prompt_values"], inputs["prompt_values_mask"])
+                self._prompts[voice.id] = {"prompt_text": voice.prompt_text, **latents}
+                if len(self._prompts) > MAX_PROMPTS:
+                    del self._prompts[next(iter(self._prompts))]
+            return self._prompts[voice.id]
+
+
+def _close_stream(future: "Future[SledStream]") -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
+
+
+def load_synthesizers(settings: ServiceSettings, metrics: ServiceMetrics) -> list[Synthesizer]:
+    """Loads the models that the settings name: one for whole texts, and one for texts that are being written."""
+    synthesizers = []
+    for checkpoint in settings.checkpoints:
+        model = SledForSpeechSynthesis.from_pretrained(checkpoint, dtype=settings.dtype, device_map=settings.device)
+        processor = SledProcessor.from_pretrained(checkpoint)
+        name = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+        synthesizers.append(Synthesizer(name, model, processor, settings, metrics))
+    return synthesizers
