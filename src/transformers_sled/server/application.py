@@ -20,8 +20,12 @@ from . import openai_api
 from .dependencies import Owner, Service
 from .errors import ServiceError
 from .logs import JsonFormatter, RequestLog
+from .request_bodies import RequestBodies
 from .service import SpeechService
 from .settings import ServiceSettings
+
+
+SEND_BUFFER_BYTES = 2**17
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
@@ -57,7 +61,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         version=version("transformers-sled"),
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=service.settings.max_body_bytes,
+        # Taken care of by `RequestBodies`, in the form in which other errors are told.
+        max_body_size=None,
     )
     app.state.service = service
     app.include_router(openai_api.router)
@@ -73,6 +78,9 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
             allow_headers=["authorization", "content-type"],
             expose_headers=["x-request-id", "retry-after", "x-ignored-parameters"],
         )
+    app.add_middleware(
+        RequestBodies, max_bytes=service.settings.max_body_bytes, timeout=service.settings.client_timeout
+    )
     app.add_middleware(RequestLog, metrics=service.metrics)
 
     @app.get("/health", responses={503: {"description": "A model does not speak any more: restart the service."}})
@@ -159,6 +167,20 @@ class SpeechServer(uvicorn.Server):
             server_header=False,
         )
         super().__init__(config)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Runs until a signal, or `should_exit`. Raises `OSError` if it cannot listen."""
+        super().run([self._listen()] if sockets is None else sockets)
+
+    def _listen(self) -> socket.socket:
+        host, port = self.config.host, self.config.port
+        try:
+            listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {host}, port {port}: {error.strerror}") from error
+        # Connections inherit it: what a client has not read is held back in its stream, not in the system's memory.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        return listener
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.is_draining = True

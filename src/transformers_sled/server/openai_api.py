@@ -117,7 +117,7 @@ async def create_speech(body: SpeechRequest, owner: Owner, service: Service, det
     if body.stream_format == "sse":
         content = _to_events(content, body, synthesizer, details)
         media_type = "text/event-stream"
-    return SpeechResponse(content, service.settings.write_timeout, media_type, headers)
+    return SpeechResponse(content, service.settings.client_timeout, media_type, headers)
 
 
 async def _speak(

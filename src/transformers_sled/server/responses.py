@@ -19,7 +19,7 @@ class SpeechResponse(Response):
     Args:
         content (`AsyncGenerator[bytes, None]`):
             The body.
-        write_timeout (`float`):
+        client_timeout (`float`):
             Seconds that the client has to take some bytes.
         media_type (`str`):
             Type of the content.
@@ -30,12 +30,12 @@ class SpeechResponse(Response):
     def __init__(
         self,
         content: AsyncGenerator[bytes, None],
-        write_timeout: float,
+        client_timeout: float,
         media_type: str,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.content = content
-        self.write_timeout = write_timeout
+        self.client_timeout = client_timeout
         self.media_type = media_type
         self.status_code = 200
         self.background = None
@@ -61,10 +61,10 @@ class SpeechResponse(Response):
                 if not has_started:
                     has_started = True
                     start: Message = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-                    await asyncio.wait_for(send(start), self.write_timeout)
+                    await asyncio.wait_for(send(start), self.client_timeout)
                 body: Message = {"type": "http.response.body", "body": data, "more_body": True}
-                await asyncio.wait_for(send(body), self.write_timeout)
-            await asyncio.wait_for(send({"type": "http.response.body", "body": b""}), self.write_timeout)
+                await asyncio.wait_for(send(body), self.client_timeout)
+            await asyncio.wait_for(send({"type": "http.response.body", "body": b""}), self.client_timeout)
         except ServiceError as error:
             details["error"] = error.code or error.message
             if not has_started:

@@ -35,8 +35,9 @@ class ServiceSettings:
             Seconds of speech after which an utterance is cut off.
         max_connections (`int`, *optional*, defaults to 512):
             Connections at a time. Further ones are refused with status 503.
-        write_timeout (`float`, *optional*, defaults to 30):
-            Seconds for which a client may leave unread what is sent to it before it is dropped.
+        client_timeout (`float`, *optional*, defaults to 30):
+            Seconds for which a client may keep the service waiting, for the body of its request or by not reading what is
+            sent to it, before it is dropped.
         idle_timeout (`float`, *optional*, defaults to 300):
             Seconds for which a WebSocket may stay silent while nothing is spoken on it.
         shutdown_timeout (`int`, *optional*, defaults to 30):
@@ -60,7 +61,7 @@ class ServiceSettings:
     max_body_bytes: int = 12 * 2**20
     max_duration: float = 600.0
     max_connections: int = 512
-    write_timeout: float = 30.0
+    client_timeout: float = 30.0
     idle_timeout: float = 300.0
     shutdown_timeout: int = 30
     cors_origins: tuple[str, ...] = ()
@@ -73,7 +74,7 @@ class ServiceSettings:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.max_queue < 0:
             raise ValueError(f"`max_queue` must be at least 0, got {self.max_queue}.")
-        for name in ("max_duration", "write_timeout", "idle_timeout"):
+        for name in ("max_duration", "client_timeout", "idle_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be a positive number of seconds, got {getattr(self, name)}.")
         if not all(key.strip() for key in self.api_keys):
