@@ -16,9 +16,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import openai_api
+from . import deepgram_api, elevenlabs_api, openai_api
 from .dependencies import Owner, Service
-from .errors import ServiceError
+from .errors import ERROR_RESPONSES, ServiceError
 from .logs import JsonFormatter, RequestLog
 from .request_bodies import RequestBodies
 from .service import SpeechService
@@ -65,7 +65,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         max_body_size=None,
     )
     app.state.service = service
-    app.include_router(openai_api.router)
+    for api in (openai_api, deepgram_api, elevenlabs_api):
+        app.include_router(api.router)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
@@ -95,7 +96,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         is_ready = service.is_ready
         return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
 
-    @app.get("/metrics", response_class=Response, responses={401: openai_api.ERRORS[401]})
+    @app.get("/metrics", response_class=Response, responses={401: ERROR_RESPONSES[401]})
     async def metrics(owner: Owner, service: Service) -> Response:
         """Figures for Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

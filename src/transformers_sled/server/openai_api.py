@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from .audio_formats import AUDIO_FORMATS, AudioEncoder, decode_audio
 from .dependencies import Details, Owner, Service
-from .errors import ServiceError
+from .errors import ERROR_RESPONSES, ServiceError
 from .provenance import get_metadata
 from .responses import SpeechResponse
-from .service import OPENAI_MODELS, SpeechService
+from .service import OPENAI_MODELS
 from .synthesizers import SpeakingStyle, Synthesizer
-from .voice_library import MAX_SAMPLE_SECONDS, MIN_SAMPLE_SECONDS, Consent, Voice
+from .voice_library import MAX_SAMPLE_SECONDS, MIN_SAMPLE_SECONDS, Consent
 
 
 MAX_RECORDING_BYTES = 10 * 2**20
@@ -50,40 +50,7 @@ class SpeechRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=100, description="How much the speech varies.")
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": description,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["error"],
-                    "properties": {
-                        "error": {
-                            "type": "object",
-                            "properties": {
-                                "message": {"type": "string"},
-                                "type": {"type": "string"},
-                                "param": {"type": ["string", "null"]},
-                                "code": {"type": ["string", "null"]},
-                            },
-                        }
-                    },
-                }
-            }
-        },
-    }
-    for status, description in (
-        (400, "A parameter is missing or wrong."),
-        (401, "The API key is missing or wrong."),
-        (404, "There is nothing of that name."),
-        (413, "The body is too large."),
-        (429, "Too many requests wait."),
-        (503, "The service is starting, stopping or has failed."),
-    )
-}
-
-router = APIRouter(prefix="/v1", responses=ERRORS)
+router = APIRouter(prefix="/v1", responses=ERROR_RESPONSES)
 
 
 @router.post(
@@ -112,30 +79,18 @@ async def create_speech(body: SpeechRequest, owner: Owner, service: Service, det
     ignored = [*(["instructions"] if body.instructions is not None else []), *(body.model_extra or {})]
     headers = {"x-ignored-parameters": ", ".join(map(_to_header, ignored))} if ignored else {}
     headers["cache-control"] = "no-store"
-    content = _speak(body, synthesizer, voice, service, details)
+
+    def make_encoder(synthesizer: Synthesizer) -> AudioEncoder:
+        metadata = get_metadata(synthesizer.name)
+        return AudioEncoder(body.response_format, synthesizer.sampling_rate, speed=body.speed, metadata=metadata)
+
+    style = SpeakingStyle(body.seed, body.guidance_scale, body.temperature)
+    content = service.speak_encoded(synthesizer, body.input, voice, style, make_encoder, details)
     media_type = AUDIO_FORMATS[body.response_format].media_type
     if body.stream_format == "sse":
         content = _to_events(content, body, synthesizer, details)
         media_type = "text/event-stream"
     return SpeechResponse(content, service.settings.client_timeout, media_type, headers)
-
-
-async def _speak(
-    body: SpeechRequest, synthesizer: Synthesizer, voice: Voice, service: SpeechService, details: dict[str, Any]
-) -> AsyncGenerator[bytes, None]:
-    """The speech as audio of the format asked for."""
-    encoder = AudioEncoder(
-        body.response_format, synthesizer.sampling_rate, speed=body.speed, metadata=get_metadata(synthesizer.name)
-    )
-    style = SpeakingStyle(body.seed, body.guidance_scale, body.temperature)
-    async with await service.speak(synthesizer, body.input, voice, style) as speech:
-        try:
-            async for waveform in speech:
-                if data := encoder.encode(waveform):
-                    yield data
-            yield encoder.finish()
-        finally:
-            details.update(speech.summary)
 
 
 async def _to_events(

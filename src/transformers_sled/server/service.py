@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
 
+from .audio_formats import AudioEncoder
 from .authentication import Authenticator
 from .errors import ServiceError
 from .metrics import ServiceMetrics
@@ -121,6 +123,45 @@ class SpeechService:
     async def speak(self, synthesizer: Synthesizer, text: str | None, voice: Voice, style: SpeakingStyle) -> Speech:
         """Gives a text to a model. See [`Synthesizer.open`]."""
         return await synthesizer.open(text, voice, style, self.settings.max_duration)
+
+    async def speak_encoded(
+        self,
+        synthesizer: Synthesizer,
+        text: str,
+        voice: Voice,
+        style: SpeakingStyle,
+        make_encoder: Callable[[Synthesizer], AudioEncoder],
+        details: dict[str, Any],
+    ) -> AsyncGenerator[bytes, None]:
+        r"""
+        Speaks a whole text as the bytes of an audio format.
+
+        Args:
+            synthesizer ([`Synthesizer`]):
+                The model.
+            text (`str`):
+                The text.
+            voice ([`Voice`]):
+                Who speaks.
+            style ([`SpeakingStyle`]):
+                How.
+            make_encoder (`Callable[[Synthesizer], AudioEncoder]`):
+                Makes the encoder.
+            details (`dict[str, Any]`):
+                Gets what is told of the speech in the log.
+
+        Raises:
+            [`ServiceError`]: if too many texts wait, or the speech fails.
+        """
+        encoder = make_encoder(synthesizer)
+        async with await self.speak(synthesizer, text, voice, style) as speech:
+            try:
+                async for waveform in speech:
+                    if data := encoder.encode(waveform):
+                        yield data
+                yield encoder.finish()
+            finally:
+                details.update(speech.summary)
 
     def check_length(self, num_characters: int) -> None:
         """Raises a [`ServiceError`] if a text is too long."""
