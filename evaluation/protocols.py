@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from tqdm import tqdm
 
-from transformers_sled.data_sled import load_source, read_audio
+from transformers_sled.audio_sled import read_audio
+from transformers_sled.training import load_source
 
 
 PROTOCOLS = {
@@ -57,7 +58,7 @@ class SpeechDataset:
 
     Args:
         name (`str`):
-            What [`~transformers_sled.data_sled.load_source`] takes: a Parquet, CSV or JSON lines file, a folder written
+            What [`~transformers_sled.training.load_source`] takes: a Parquet, CSV or JSON lines file, a folder written
             by `save_to_disk`, a folder of audio files with a metadata file, or a Hub id.
         sampling_rate (`int`):
             The rate that recordings are read at, in hertz.
@@ -124,7 +125,7 @@ class SpeechDataset:
         Raises:
             ValueError: the recording cannot be decoded, is empty or has values that are not finite.
         """
-        return read_audio(self.table[row][self.audio_column], self.sampling_rate)
+        return read_audio(self.table[row][self.audio_column], target_rate=self.sampling_rate)
 
     def select(
         self, min_seconds: float, max_seconds: float, progress: bool = True

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import EncodecModel, StoppingCriteria, StoppingCriteriaList
 
-from transformers_sled import SledConfig, SledForSpeechSynthesis, SledProcessor
-from transformers_sled.streaming_sled import SledAudioStreamer, SledIncrementalTokenizer
+from transformers_sled import SledAudioStreamer, SledConfig, SledForSpeechSynthesis, SledProcessor
+from transformers_sled.engine_sled import SledEngine, SledRow
+from transformers_sled.text_sled import encode_text
 
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -77,34 +78,51 @@ def get_latents(num_frames: int, offset: int = 0) -> torch.Tensor:
     return EXPECTED["codec.latents"][:1, offset : offset + num_frames]
 
 
+class Watched:
+    """A part of a text, and how many positions were read for each of its frames."""
+
+    def __init__(self, row: SledRow):
+        self.row = row
+        self.lengths: list[int] = []
+
+    @property
+    def ids(self) -> list[int]:
+        """With the part that it is primed with, whose end and this one's start are left out."""
+        return self.row.primed_ids + self.row.part.ids[1 if self.row.primed_ids else 0 :]
+
+
 @contextlib.contextmanager
 def watch(model, last_frame: int | None = None):
-    """
-    Records the lengths of the forward passes of each part of a text, and its ids as it starts. With `last_frame`, the model
-    ends every part at this frame and none before.
-    """
-    parts: list[dict] = []
+    """Records the parts of a text. With `last_frame`, the model ends every part at this frame and none before."""
+    parts: list[Watched] = []
+    num_read = 0
+    join = SledEngine.join
 
-    def before_embedding(module, args):
-        ids = args[0][0].tolist()
-        if ids[0] == model.config.bos_token_id:
-            parts.append({"ids": ids, "chunks": [], "lengths": []})
-        else:
-            parts[-1]["chunks"] += ids
+    def record_row(engine, row):
+        parts.append(Watched(row))
+        join(engine, row)
 
-    def after_forward(module, args, kwargs, output):
-        parts[-1]["lengths"].append(kwargs["inputs_embeds"].shape[1])
+    def before_decoder(module, args, kwargs):
+        nonlocal num_read
+        num_read += kwargs["inputs_embeds"].shape[1]
+
+    def after_end_of_speech(module, args, output):
+        nonlocal num_read
+        parts[-1].lengths.append(num_read)
+        num_read = 0
         if last_frame is not None:
-            output.eos_logits.fill_(20.0 if len(parts[-1]["lengths"]) == last_frame else -20.0)
+            output.fill_(20.0 if len(parts[-1].lengths) == last_frame else -20.0)
         return output
 
     hooks = [
-        model.get_input_embeddings().register_forward_pre_hook(before_embedding),
-        model.register_forward_hook(after_forward, with_kwargs=True),
+        model.model.register_forward_pre_hook(before_decoder, with_kwargs=True),
+        model.eos_head.register_forward_hook(after_end_of_speech),
     ]
+    SledEngine.join = record_row
     try:
         yield parts
     finally:
+        SledEngine.join = join
         for hook in hooks:
             hook.remove()
 
@@ -224,7 +242,7 @@ def test_text_cut_anywhere_gives_the_same_speech(cuts, text):
     with watch(model) as parts:
         assert_same(join(model.stream(pieces, processor=processor, generator=seeded(5), **options)), whole)
     # The same number of tokens at every step.
-    assert parts[0]["lengths"] == whole_parts[0]["lengths"]
+    assert parts[0].lengths == whole_parts[0].lengths
 
 
 def test_text_that_fits_is_one_part_however_it_arrives():
@@ -235,7 +253,7 @@ def test_text_that_fits_is_one_part_however_it_arrives():
         (whole,) = model.generate(**processor(text), generator=seeded(2), guidance_scale=1.0)
     with watch(model, last_frame=60) as parts:
         speech = join(model.stream(cut(text, 1), processor=processor, generator=seeded(2), guidance_scale=1.0))
-    assert len(parts) == 1 and parts[0]["lengths"] == whole_parts[0]["lengths"]
+    assert len(parts) == 1 and parts[0].lengths == whole_parts[0].lengths
     assert_same(speech, whole)
 
 
@@ -256,12 +274,11 @@ def test_first_waveform_comes_early(num_prompt_frames):
     assert pulled == []
     with watch(model) as parts:
         next(stream)
-        assert len(parts[0]["lengths"]) <= 8
+        assert len(parts[0].lengths) <= 8
     stream.close()
-    # Without the last piece there would not have been enough tokens.
-    tokenizer = SledIncrementalTokenizer(processor.tokenizer)
+    # Without the last word there would not have been enough tokens.
     text = ("Hm. " if voice else "") + "".join(pulled)
-    assert len(tokenizer.push(text[:-1])) < num_tokens <= len(tokenizer.push(text[-1])) + num_tokens
+    assert len(encode_text(processor.tokenizer, text.rstrip().rpartition(" ")[0])) - 1 < num_tokens
     assert len(pulled) < len(TEXT)
 
 
@@ -494,19 +511,11 @@ def test_stopping_criteria_end_all_parts():
 LONG_TEXT = " ".join(f"It is {word}." for word in ["late", "dark", "cold", "good", "fine", "here"] * 4)
 
 
-def get_part_texts(processor: SledProcessor, parts: list[dict], num_first_tokens: int | None = None) -> list[str]:
-    """What each part adds to the one it is primed with. The first one arrives in chunks if it has `num_first_tokens`."""
+def get_part_texts(processor: SledProcessor, parts: list[Watched]) -> list[str]:
+    """What each part adds to the one it is primed with."""
     tokenizer = processor.tokenizer
-    previous, texts = [tokenizer.bos_token_id, tokenizer.eos_token_id], []
-    for index, part in enumerate(parts):
-        ids = part["ids"]
-        if index == 0 and num_first_tokens is not None:
-            ids = ids[:num_first_tokens] + part["chunks"]
-        if ids[: len(previous) - 1] == previous[:-1]:
-            ids = [tokenizer.bos_token_id, *ids[len(previous) - 1 :]]
-        texts.append(tokenizer.decode(ids, skip_special_tokens=True))
-        previous = ids
-    return texts
+    ids = [part.ids[len(part.row.primed_ids) :] for part in parts]
+    return [tokenizer.decode(one, skip_special_tokens=True) for one in ids]
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -521,13 +530,13 @@ def test_long_text_is_spoken_part_by_part(side):
     texts = get_part_texts(processor, parts)
     assert "".join(texts) == "So. " + LONG_TEXT
     assert all(text.endswith(".") for text in texts)
-    assert [len(part["lengths"]) for part in parts] == [40] * len(parts)
+    assert [len(part.lengths) for part in parts] == [40] * len(parts)
     mask = output.latents_mask[0].tolist()
     assert mask == ([1] * 39 + [0]) * len(parts)
     if side == "offline":
         # Each part is primed with the text and the frames of the whole part before it.
         num_frames = [11, 11 + 39] + [39] * (len(parts) - 2)
-        assert [part["lengths"][0] - len(part["ids"]) for part in parts] == num_frames
+        assert [part.lengths[0] - len(part.ids) for part in parts] == num_frames
     # No step at a join is larger than those inside the parts.
     (whole,) = output.audio
     steps = whole.diff().abs()
@@ -550,14 +559,14 @@ def test_min_and_max_frames_of_long_text():
     options = {"guidance_scale": 1.0, "return_dict_in_generate": True}
     with watch(model, last_frame=5) as parts:
         output = model.generate(**processor(LONG_TEXT), max_new_tokens=13, **options)
-    assert output.latents.shape[1] == 13 and [len(part["lengths"]) for part in parts] == [5, 5, 3]
+    assert output.latents.shape[1] == 13 and [len(part.lengths) for part in parts] == [5, 5, 3]
     num_parts = len(processor.split_text(LONG_TEXT))
     num_frames = 2 * num_parts + 3
     options = {"guidance_scale": 1.0, "eos_threshold": 0.0, "min_new_tokens": num_frames}
     with watch(model) as parts:
         (whole,) = model.generate(**processor(LONG_TEXT), generator=seeded(0), **options)
     # Only the last part is held on to.
-    assert [len(part["lengths"]) for part in parts] == [1] * (num_parts - 1) + [num_frames - num_parts + 2]
+    assert [len(part.lengths) for part in parts] == [1] * (num_parts - 1) + [num_frames - num_parts + 2]
     assert_same(join(model.stream(LONG_TEXT, processor=processor, generator=seeded(0), **options)), whole)
 
 
@@ -568,8 +577,8 @@ def test_iterator_longer_than_the_positions_goes_on():
         stream = model.stream(sentences, processor=processor, guidance_scale=1.0, max_duration=6.0)
         assert len(join(stream)) <= 6 * 24_000
     # Frames that signal an end count.
-    assert sum(len(part["lengths"]) for part in parts) == 450
-    texts = get_part_texts(processor, parts, num_first_tokens=5)
+    assert sum(len(part.lengths) for part in parts) == 450
+    texts = get_part_texts(processor, parts)
     assert len(parts) == 12 and all(text.endswith(".") for text in texts)
     assert "".join(f"It was {number}. " for number in range(100)).startswith("".join(texts))
 
@@ -579,11 +588,11 @@ def test_words_without_a_sentence_go_on():
     with watch(model, last_frame=40) as parts:
         join(model.stream(itertools.repeat("word "), processor=processor, guidance_scale=1.0, max_duration=2.5))
     assert len(parts) > 3
-    texts = get_part_texts(processor, parts, num_first_tokens=5)
+    texts = get_part_texts(processor, parts)
     assert " " + "".join(texts) == " word" * "".join(texts).count("word")
     # Each is primed with the one before it.
     words = [text.count("word") for text in texts]
-    primed = [processor.tokenizer.decode(part["ids"]).count("word") for part in parts[1:]]
+    primed = [processor.tokenizer.decode(part.ids).count("word") for part in parts[1:]]
     assert primed == [before + after for before, after in itertools.pairwise(words)]
 
 
@@ -608,7 +617,7 @@ def test_prompt_fills_the_chunks_of_an_interleaved_text():
     with watch(model) as parts:
         model.generate(**inputs, guidance_scale=1.0, max_new_tokens=60, **ENDLESS)
     # Text and frames in turn, then the rest of the started chunk, then the next text with its last frame.
-    lengths = parts[0]["lengths"]
+    lengths = parts[0].lengths
     assert lengths[0] == 3 * text_size + num_frames
     num_left = speech_size - 4
     assert lengths[1 : num_left + 1] == [1] * (num_left - 1) + [1 + text_size]
@@ -717,7 +726,7 @@ def test_model_fails_in_a_thread():
         async for _ in model.astream(TEXT, processor=processor, **ENDLESS):
             pass
 
-    hook = model.register_forward_hook(fail, with_kwargs=True)
+    hook = model.model.register_forward_hook(fail, with_kwargs=True)
     # The event loop's task and the error refer to each other.
     with nothing_left(collects=True), contextlib.suppress(RuntimeError):
         asyncio.run(run())
@@ -732,7 +741,7 @@ def test_event_loop_cancels():
             pass
 
     async def cancel(text):
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(speak(text), timeout=0.3)
 
     async def waiting():

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTextToWaveform, AutoProcessor, TorchAoConfig, pipeline
 
 from transformers_sled import SledForSpeechSynthesis, builtin_voice
-from transformers_sled.data_sled import load_source, read_audio
+from transformers_sled.audio_sled import read_audio
+from transformers_sled.training import load_source
 
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +88,7 @@ def test_precision_costs_next_to_nothing(precision):
         kind = torchao_quantization.Int8WeightOnlyConfig(version=2)
         options["quantization_config"] = TorchAoConfig(kind, modules_to_not_convert=["codec", "eos_head"])
     source = load_source(str(ROOT / "tests" / "fixtures" / "utterances.parquet"))
-    audio = [read_audio(recording, 24_000) for recording in source["audio"][:]]
+    audio = [read_audio(recording, target_rate=24_000) for recording in source["audio"][:]]
     processor = AutoProcessor.from_pretrained(builtin_voice())
     batch = processor(text=source["text"][:], audio=audio, sampling_rate=24_000)
     losses = []

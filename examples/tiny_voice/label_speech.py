@@ -3,98 +3,20 @@ Labels recordings with the phonemes and the pitch of their speech, for train_lat
 
     python examples/tiny_voice/label_speech.py --dataset "corpus/train-*.parquet" --output labels.parquet --silence 0.2 0.3
 
-Needs the program espeak-ng, which turns text into phonemes, and the package `pyworld`, which finds pitch. Which phoneme is
-spoken when is found by the hidden Markov model of align_text.py, on cepstra.
+Needs the program espeak-ng, which turns text into phonemes, and the package `pyworld`, which finds pitch.
 """
 
 import argparse
 import logging
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import datasets
-import numpy as np
-import pyworld
-import torch
-from tqdm import tqdm
-from transformers.audio_utils import mel_filter_bank
-
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from align_text import LABEL_RATE, align, compute_features
-
-from train_codec import decode_audio
-
-
-logger = logging.getLogger(__name__)
-
-SAMPLING_RATE = 24_000
-N_FFT = 1024
-NUM_MEL_BINS = 40
-NUM_CEPSTRA = 20
-# The phonemes that the teacher of the corpus was given, each in one character, in this order.
-REPLACEMENTS = {
-    "əl": "ᵊl",
-    "eɪ": "A",
-    "oʊ": "O",
-    "aɪ": "I",
-    "aʊ": "W",
-    "ɔɪ": "Y",
-    "tʃ": "ʧ",
-    "dʒ": "ʤ",
-    "r": "ɹ",
-    "ɚ": "əɹ",
-    "ɝ": "ɜɹ",
-    "e": "A",
-    "ɐ": "ə",
-    "x": "k",
-}
-# Marks inside of a sound, and of stress and length, which are no sounds of their own.
-JOINING_MARKS = "\u0361\u200d_"
-SILENT_MARKS = " ˈˌːʔ\u0303\u0329"
-SILENCE = "sil"
-
-
-def phonemize(text: str, language: str) -> list[str]:
-    """Phonemes of a text, with silence before, between and after its clauses."""
-    command = ["espeak-ng", "-q", "--ipa=1", "-v", language, "--", text]
-    spoken = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    spoken = spoken.translate(str.maketrans("", "", JOINING_MARKS))
-    for before, after in REPLACEMENTS.items():
-        spoken = spoken.replace(before, after)
-    spoken = spoken.translate(str.maketrans("", "", SILENT_MARKS))
-    phonemes = [SILENCE]
-    for clause in spoken.split():
-        phonemes += [*clause, SILENCE]
-    return phonemes
-
-
-def compute_cepstra(samples: torch.Tensor) -> torch.Tensor:
-    """Mel-frequency cepstra `(labels, NUM_CEPSTRA)` around the time of every label."""
-    filters = mel_filter_bank(N_FFT // 2 + 1, NUM_MEL_BINS, 50.0, 8_000.0, SAMPLING_RATE, mel_scale="slaney")
-    window = torch.hann_window(N_FFT)
-    spectrum = torch.stft(samples, N_FFT, SAMPLING_RATE // LABEL_RATE, window=window, return_complex=True).abs()
-    log_mel = (spectrum.T @ torch.from_numpy(filters).float() + 1e-2).log()
-    order = torch.arange(NUM_CEPSTRA)[:, None] * (torch.arange(NUM_MEL_BINS) + 0.5) * (torch.pi / NUM_MEL_BINS)
-    return log_mel @ order.cos().T
-
-
-def compute_pitch(samples: np.ndarray) -> np.ndarray:
-    """Fundamental frequency at the time of every label in Hz, 0 where there is none."""
-    pitch, _ = pyworld.dio(
-        samples.astype(np.float64), SAMPLING_RATE, f0_floor=60, f0_ceil=450, frame_period=1000 / LABEL_RATE, speed=6
-    )
-    return pitch.astype(np.float32)
+from transformers_sled.training import label_speech, load_source
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="parquet files (a glob pattern) with `id`, `text`, `audio`")
     parser.add_argument("--language", default="en-us", help="voice of espeak-ng (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file: `id`, `phonemes`, `pitch`")
+    parser.add_argument("--output", required=True, help="parquet file: `id`, `phonemes`, `pitch`")
     parser.add_argument("--iterations", type=int, default=14, help="rounds of alignment (default: %(default)s)")
     parser.add_argument(
         "--silence",
@@ -106,52 +28,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    if shutil.which("espeak-ng") is None:
-        sys.exit("espeak-ng is not installed: it turns text into phonemes")
-
-    dataset = datasets.load_dataset("parquet", data_files=arguments.dataset, split="train")
-    if missing := {"id", "text", "audio"} - set(dataset.column_names):
-        sys.exit(f"{arguments.dataset} has no {sorted(missing)} but {dataset.column_names}")
-    dataset = dataset.cast_column("audio", datasets.Audio(decode=False))
-    with ThreadPoolExecutor() as pool:
-        texts = tqdm(dataset["text"][:], desc="Phonemizing")
-        phonemes = list(pool.map(lambda text: phonemize(text, arguments.language), texts))
-    names = [SILENCE, *sorted({phoneme for row in phonemes for phoneme in row} - {SILENCE})]
-    index = {name: number for number, name in enumerate(names)}
-
-    ids, features, pitches, states, phoneme_of_state = [], [], [], [], []
-    for example, row in zip(tqdm(dataset, desc="Listening"), phonemes, strict=True):
-        samples = decode_audio(example["audio"], SAMPLING_RATE).astype(np.float32) / 32767.0
-        cepstra = compute_cepstra(torch.from_numpy(samples))
-        # Two states in a row for every sound, and one for silence.
-        visited = [(index[name], half) for name in row for half in range(1 if name == SILENCE else 2)]
-        if len(cepstra) < len(visited):
-            logger.warning("%s is left out: its speech is too short for its text", example["id"])
-            continue
-        ids.append(example["id"])
-        features.append(compute_features(cepstra))
-        pitches.append(compute_pitch(samples))
-        states.append(torch.tensor([2 * number + half for number, half in visited]))
-        phoneme_of_state.append(torch.tensor([number for number, _ in visited]))
-    if not ids:
-        sys.exit(f"No utterance of {arguments.dataset} can be labelled")
-    scale = torch.cat(features).std(dim=0)
-    before, after = (round(seconds * LABEL_RATE) for seconds in arguments.silence)
-    paths = align([heard / scale for heard in features], states, 2 * len(names), arguments.iterations, (before, after))
-    columns = {
-        "id": ids,
-        "phonemes": [row[path].tolist() for row, path in zip(phoneme_of_state, paths, strict=True)],
-        "pitch": pitches,
-    }
-    types = datasets.Features(
-        id=datasets.Value("string"),
-        phonemes=datasets.List(datasets.ClassLabel(names=names)),
-        pitch=datasets.List(datasets.Value("float32")),
-    )
-    datasets.Dataset.from_dict(columns, features=types).to_parquet(arguments.output)
-    logger.info(
-        "Labelled %d of %d utterances with %d phonemes: %s", len(ids), len(dataset), len(names), arguments.output
-    )
+    dataset = load_source(arguments.dataset)
+    labels = label_speech(dataset, arguments.language, arguments.iterations, tuple(arguments.silence))
+    labels.to_parquet(arguments.output)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForTextToWaveform, AutoProcessor
 
+from .codec_sled import SledAudioChunker, SledStreamingDecoder
 from .configuration_sled import SledConfig
-from .generation_sled import SledGenerateOutput, SledGenerationMixin
+from .generation_sled import SledAudioStreamer, SledGenerateOutput, SledGenerationMixin
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
-from .streaming_sled import SledAudioChunker, SledAudioStreamer, SledIncrementalTokenizer, SledStreamingDecoder
+from .text_sled import SledIncrementalTokenizer
+from .training.collator import SledDataCollator
 from .voices import builtin_voice
 
+
+__version__ = "0.1.0"
 
 AutoConfig.register("sled", SledConfig)
 # `AutoConfig.register` takes one model type for a class; this is the released checkpoints'.
@@ -22,6 +26,7 @@ __all__ = [
     "SledAudioChunker",
     "SledAudioStreamer",
     "SledConfig",
+    "SledDataCollator",
     "SledForSpeechSynthesis",
     "SledGenerateOutput",
     "SledGenerationMixin",
@@ -34,5 +39,6 @@ __all__ = [
     "SledStream",
     "SledStreamServer",
     "SledStreamingDecoder",
+    "__version__",
     "builtin_voice",
 ]

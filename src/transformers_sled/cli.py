@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ import torch
 import typer
 from transformers import logging
 
+from . import __version__
 from .modeling_sled import SledForSpeechSynthesis
 from .processing_sled import SledProcessor
 from .voices import builtin_voice
@@ -57,7 +57,7 @@ def _one_line_errors() -> Iterator[None]:
 
 def _show_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"transformers-sled {version('transformers-sled')}")
+        typer.echo(f"transformers-sled {__version__}")
         raise typer.Exit
 
 

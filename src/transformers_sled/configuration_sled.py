@@ -64,6 +64,13 @@ class SledConfig(LlamaConfig):
     """
 
     model_type = "sled"
+    # A `Trainer` would keep them of every batch that it predicts.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "last_hidden_state",
+        "hidden_states",
+        "attentions",
+    ]
     sub_configs: ClassVar[dict[str, type]] = {"codec_config": EncodecConfig}
     attribute_map: ClassVar[dict[str, str]] = {
         "vae_embed_dim": "latent_dim",

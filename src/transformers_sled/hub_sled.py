@@ -280,7 +280,7 @@ def create_model_card(model: Any, name: str, include_code: bool = False) -> Mode
         max_position_embeddings=f"{config.max_position_embeddings:,}",
         requirements="pip install torch transformers sentencex soundfile soxr"
         if include_code
-        else "pip install transformers-sled",
+        else "pip install .  # in a checkout of transformers-sled, which is on no package index yet",
         import_line="" if include_code else "import transformers_sled  # registers SLED with transformers\n",
         trust=", trust_remote_code=True" if include_code else "",
         training=training,

@@ -1,8 +1,5 @@
 """SLED model: a Llama-style decoder over text and speech latents, with a generative head and an EnCodec codec."""
 
-import contextlib
-import copy
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +7,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -26,9 +24,20 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from .cache_sled import CACHE_ARGUMENT
+from .codec_sled import (
+    SledCodec,
+    check_bandwidth,
+    copy_codec,
+    decode_codes,
+    decode_latents,
+    encode_codes,
+    load_codec,
+)
 from .configuration_sled import SledConfig
 from .generation_sled import SledGenerationMixin
 from .hub_sled import AUTO_MAP, CARD_NAME, SledHubMixin, create_model_card, link_processor, save_code
+from .interleaving_sled import get_positions
 
 
 # Weight of the one positive position of a row in the end-of-speech loss (the original's `bceloss.pos_weight`).
@@ -36,7 +45,7 @@ EOS_POSITIVE_WEIGHT = 100.0
 
 
 @dataclass
-class SledOutput(ModelOutput):
+class SledOutput(BaseModelOutputWithPast):
     """
     Output of [`SledForSpeechSynthesis`].
 
@@ -53,7 +62,7 @@ class SledOutput(ModelOutput):
             Hidden states of the decoder after its final norm. With speech given, every row is its text tokens and speech
             frames in the model's order, packed to the left without padding in between.
         past_key_values (`Cache`, *optional*):
-            Key and value states, for the next call.
+            Key and value states, for the next call; `cache` from transformers 5.24 on.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned when `output_hidden_states=True`):
             Hidden states of the embeddings and of every layer, each `(batch_size, sequence_length, hidden_size)`.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned when `output_attentions=True`):
@@ -64,10 +73,6 @@ class SledOutput(ModelOutput):
     energy_loss: torch.Tensor | None = None
     eos_loss: torch.Tensor | None = None
     eos_logits: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -99,23 +104,19 @@ class SledAttention(LlamaAttention):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        cache = kwargs.get(CACHE_ARGUMENT)
         # Torch's attention for half precision on CPU is slower than for float32, and sets itself up anew at every length.
         if (
-            past_key_values is not None
+            cache is not None
             and hidden_states.device.type == "cpu"
             and hidden_states.dtype != torch.float32
             and self.config._attn_implementation == "sdpa"
         ):
-            return self._attend_in_float32(hidden_states, position_embeddings, attention_mask, past_key_values), None
+            return self._attend_in_float32(hidden_states, position_embeddings, attention_mask, cache), None
         attn_output, attn_weights = super().forward(
-            hidden_states,
-            position_embeddings=position_embeddings,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            **kwargs,
+            hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask, **kwargs
         )
         return self.dropout(attn_output), attn_weights
 
@@ -124,7 +125,7 @@ class SledAttention(LlamaAttention):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache,
+        cache: Cache,
     ) -> torch.Tensor:
         """The base class's forward with queries, keys and values, and so the cache, in float32."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -133,7 +134,7 @@ class SledAttention(LlamaAttention):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        key, value = past_key_values.update(key, value, self.layer_idx)
+        key, value = cache.update(key, value, self.layer_idx)
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.float()
         attended, _ = sdpa_attention_forward(self, query, key, value, attention_mask, scaling=self.scaling)
@@ -225,32 +226,6 @@ class SledGenerativeHeadFinalLayer(nn.Module):
         return self.linear(self.norm(stream) * (1 + scale) + shift)
 
 
-class SledCodec(EncodecModel):
-    """EnCodec, frozen and always in float32, whatever happens to the model around it."""
-
-    def __init__(self, config: EncodecConfig) -> None:
-        super().__init__(config)
-        if config.normalize or config.chunk_length_s is not None or config.audio_channels != 1:
-            raise ValueError(
-                "SLED needs a mono codec that encodes whole utterances without normalization, got `normalize="
-                f"{config.normalize}`, `chunk_length_s={config.chunk_length_s}`, "
-                f"`audio_channels={config.audio_channels}`."
-            )
-        self.requires_grad_(False)
-
-    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """The codec has no attention, so a choice made for the whole model does not concern it."""
-        return "eager"
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "SledCodec":
-        # `.to()`, `.half()` and their like all go through here; a round trip through a lower precision would lose bits.
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            return tensor.to(moved.device) if tensor.is_floating_point() and moved.dtype != tensor.dtype else moved
-
-        return super()._apply(move, recurse)
-
-
 class SledPreTrainedModel(PreTrainedModel):
     config_class = SledConfig
     config: SledConfig
@@ -258,7 +233,7 @@ class SledPreTrainedModel(PreTrainedModel):
     input_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
     _no_split_modules = ["SledDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_ARGUMENT]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -411,7 +386,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         holds_codec = sled_config.codec_config is not None
         separate_codec = None
         if codec is not None or not holds_codec:
-            separate_codec = _load_codec(codec if codec is not None else sled_config.codec_id, **hub_kwargs)
+            separate_codec = load_codec(codec if codec is not None else sled_config.codec_id, **hub_kwargs)
             cls._check_codec(sled_config, separate_codec.config)
 
         # The released checkpoints keep the head's weights inside the loss module that trains it.
@@ -461,11 +436,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"`codec` has latents of width {codec_config.hidden_size} (`hidden_size`), but the model's `latent_dim` is "
                 f"{config.latent_dim}."
             )
-        if config.codec_bandwidth not in codec_config.target_bandwidths:
-            raise ValueError(
-                f"`codec_bandwidth` is {config.codec_bandwidth} kbit/s, but `codec` works at "
-                f"{list(codec_config.target_bandwidths)}."
-            )
+        check_bandwidth(codec_config, config.codec_bandwidth, "codec_bandwidth")
 
     def set_codec(self, codec: EncodecModel) -> None:
         """
@@ -479,7 +450,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             `ValueError`: if the codec does not fit the model.
         """
         self._check_codec(self.config, codec.config)
-        self._attach_codec(_copy_codec(codec))
+        self._attach_codec(copy_codec(codec))
 
     def _attach_codec(self, codec: SledCodec) -> None:
         self.codec = codec.to(self.device).eval().requires_grad_(False)
@@ -563,7 +534,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             )
         return self.codec
 
-    @torch.no_grad()
     def encode_audio(
         self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -580,26 +550,30 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             `tuple(torch.FloatTensor, torch.BoolTensor)`: latents `(batch_size, num_frames, latent_dim)` in float32, zero
             where masked, and their mask `(batch_size, num_frames)`. A last frame that is not full is completed with
             silence.
-        """
-        codec = self.get_codec()
-        input_values = input_values.reshape(input_values.shape[0], -1).to(codec.device, torch.float32)
-        if padding_mask is None:
-            padding_mask = torch.ones_like(input_values, dtype=torch.bool)
-        padding_mask = padding_mask.reshape(input_values.shape).to(codec.device).bool()
-        if padding_mask.shape[1] > 1 and (padding_mask[:, 1:] > padding_mask[:, :-1]).any():
-            input_values, padding_mask = _pack_left(input_values, padding_mask)
-        hop_length = codec.config.hop_length
-        missing = -input_values.shape[1] % hop_length
-        input_values = nn.functional.pad(input_values * padding_mask, (0, missing))
-        num_frames = (padding_mask.sum(dim=1) + hop_length - 1) // hop_length
-        with _full_precision(codec.device):
-            codes = codec.encode(
-                input_values[:, None], bandwidth=self.config.codec_bandwidth, return_dict=True
-            ).audio_codes[0]
-        mask = torch.arange(codes.shape[-1], device=codes.device) < num_frames[:, None]
-        return self.decode_codes(codes) * mask[..., None], mask
 
-    @torch.no_grad()
+        Raises:
+            `ValueError`: if an argument is of another shape.
+        """
+        batch_size, num_samples = input_values.shape[0], input_values.shape[-1]
+        if input_values.shape not in ((batch_size, num_samples), (batch_size, 1, num_samples)):
+            raise ValueError(
+                "`input_values` must be of shape (batch_size, 1, num_samples) or (batch_size, num_samples), got "
+                f"{tuple(input_values.shape)}."
+            )
+        waveforms = list(input_values.reshape(batch_size, num_samples))
+        if padding_mask is not None:
+            if padding_mask.shape not in ((batch_size, num_samples), (batch_size, 1, num_samples)):
+                raise ValueError(
+                    f"`padding_mask` must be of shape {(batch_size, num_samples)}, got {tuple(padding_mask.shape)}."
+                )
+            masks = padding_mask.reshape(batch_size, num_samples).to(input_values.device).bool()
+            waveforms = [waveform[mask] for waveform, mask in zip(waveforms, masks, strict=True)]
+        codes = encode_codes(self.get_codec(), waveforms, self.config.codec_bandwidth)
+        num_frames = torch.tensor([row.shape[1] for row in codes], device=codes[0].device)
+        padded_codes = pad_sequence([row.t() for row in codes], batch_first=True).transpose(1, 2)
+        mask = torch.arange(padded_codes.shape[2], device=num_frames.device) < num_frames[:, None]
+        return self.decode_codes(padded_codes) * mask[..., None], mask
+
     def decode_codes(self, audio_codes: torch.Tensor) -> torch.Tensor:
         """
         Looks codes up in the codebooks.
@@ -613,7 +587,8 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             codebook vectors.
 
         Raises:
-            `ValueError`: if the number of codebooks is not the one of `config.codec_bandwidth`.
+            `ValueError`: if the number of codebooks is not the one of `config.codec_bandwidth`, or a code is not an entry
+            of its codebook.
         """
         codec = self.get_codec()
         num_codebooks = codec.quantizer.get_num_quantizers_for_bandwidth(self.config.codec_bandwidth)
@@ -622,14 +597,12 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"`audio_codes` must be of shape (batch_size, {num_codebooks}, num_frames) for a codec at "
                 f"{self.config.codec_bandwidth} kbit/s, got {tuple(audio_codes.shape)}."
             )
-        codes = audio_codes.to(codec.device, torch.long).transpose(0, 1)
-        with _full_precision(codec.device):
-            return codec.quantizer.decode(codes).transpose(1, 2)
+        return decode_codes(codec, audio_codes)
 
-    @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """
-        Turns speech latents into audio with the codec's decoder, without its quantizer.
+        Turns speech latents into audio with the codec's decoder, without its quantizer. Beyond the audio itself, long
+        speech takes no more memory than short speech.
 
         Args:
             latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`):
@@ -638,13 +611,16 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_frames * hop_length)`: waveforms in float32 at the codec's
             sampling rate.
+
+        Raises:
+            `ValueError`: if `latents` is of another shape.
         """
-        codec = self.get_codec()
-        latents = latents.to(codec.device, torch.float32)
-        if latents.shape[1] == 0:
-            return latents.new_zeros(latents.shape[0], 0)
-        with _full_precision(codec.device):
-            return codec.decoder(latents.transpose(1, 2))[:, 0]
+        if latents.ndim != 3 or latents.shape[0] == 0:
+            raise ValueError(
+                f"`latents` must be of shape (batch_size, num_frames, {self.config.latent_dim}), got "
+                f"{tuple(latents.shape)}."
+            )
+        return torch.stack(decode_latents(self.get_codec(), list(latents)))
 
     def encode_prompt(
         self, prompt_values: torch.Tensor, prompt_values_mask: torch.Tensor | None = None
@@ -729,7 +705,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         audio_codes_mask: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_loss: bool = True,
@@ -757,8 +732,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 default.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Positions, for calls without speech.
-            past_key_values ([`~transformers.Cache`], *optional*):
-                Cache of earlier positions, for calls without speech.
             inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
                 Embeddings (from `embed_text` and `embed_latents`) instead of `input_ids`, for calls without speech.
             use_cache (`bool`, *optional*):
@@ -766,7 +739,8 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             return_loss (`bool`, *optional*, defaults to `True`):
                 Whether to compute the losses where speech is given.
             kwargs:
-                Further arguments of [`~transformers.LlamaModel`], such as `output_hidden_states`.
+                Further arguments of [`~transformers.LlamaModel`], such as `output_hidden_states` and, for calls without
+                speech, its cache (`past_key_values`, or `cache` from transformers 5.24 on).
 
         Returns:
             [`SledOutput`]: with speech given, every row is packed to the left in the model's own order of text and
@@ -791,24 +765,17 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 inputs_embeds=inputs_embeds if input_ids is None else self.embed_text(input_ids),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 **kwargs,
             )
-            return SledOutput(
-                eos_logits=self.eos_head(outputs.last_hidden_state).squeeze(-1),
-                last_hidden_state=outputs.last_hidden_state,
-                past_key_values=outputs.past_key_values,
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
-            )
+            return SledOutput(eos_logits=self.eos_head(outputs.last_hidden_state).squeeze(-1), **outputs)
 
         if input_ids is None:
             raise ValueError("Speech needs the `input_ids` of its text.")
         if input_values is not None and audio_codes is not None:
             raise ValueError("Give speech either as `input_values` or as `audio_codes`.")
-        if inputs_embeds is not None or past_key_values is not None or position_ids is not None:
-            raise ValueError("`inputs_embeds`, `past_key_values` and `position_ids` are for calls without speech.")
+        if inputs_embeds is not None or position_ids is not None or kwargs.get(CACHE_ARGUMENT) is not None:
+            raise ValueError(f"`inputs_embeds`, `{CACHE_ARGUMENT}` and `position_ids` are for calls without speech.")
         latents, latents_mask = self._get_target_latents(input_values, padding_mask, audio_codes, audio_codes_mask)
         latents, latents_mask = latents.to(input_ids.device), latents_mask.to(input_ids.device)
         if attention_mask is None:
@@ -826,7 +793,9 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"({self.config.max_position_embeddings})."
             )
 
-        text_positions, frame_positions = self._get_positions(text_mask, latents_mask, num_tokens, num_frames)
+        text_positions, frame_positions = get_positions(
+            self.config, num_tokens, num_frames, text_mask.shape[1], latents_mask.shape[1]
+        )
         visible_text, input_ids, is_dropped = self._drop_text(input_ids, text_mask, num_tokens)
 
         # Scatter text and speech to their places; padding goes to a slot past the end that is cut off.
@@ -880,33 +849,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"`audio_codes_mask` must be of shape {tuple(latents.shape[:2])}, got {tuple(audio_codes_mask.shape)}."
             )
         return _pack_left(latents, audio_codes_mask.to(latents.device).bool())
-
-    def _get_positions(
-        self,
-        text_mask: torch.Tensor,
-        latents_mask: torch.Tensor,
-        num_tokens: torch.Tensor,
-        num_frames: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Places of the text tokens `(batch_size, num_tokens)` and of the frames `(batch_size, num_frames + 1)` in a row,
-        the last of which is where a frame after the row's end would go. Offline, text comes first. Interleaved, blocks of
-        text and speech alternate as long as both fill one; then one more block of text, the rest of the speech and the
-        rest of the text follow (`modeling_speech_llama` of the original, for each row by its own lengths).
-        """
-        token_index = torch.arange(text_mask.shape[1], device=text_mask.device).expand_as(text_mask)
-        frame_index = torch.arange(latents_mask.shape[1] + 1, device=text_mask.device)[None]
-        frame_index = frame_index.expand(latents_mask.shape[0], -1)
-        num_tokens, num_frames = num_tokens[:, None], num_frames[:, None]
-        text_size, speech_size = self.config.text_chunk_size, self.config.speech_chunk_size
-        if text_size is None or speech_size is None:
-            return token_index, frame_index + num_tokens
-        num_blocks = torch.minimum(num_tokens // text_size, num_frames // speech_size)
-        token_block = token_index // text_size
-        frames_before = torch.where(token_block <= num_blocks, token_block * speech_size, num_frames)
-        frame_block = torch.minimum(frame_index // speech_size, num_blocks)
-        tokens_before = torch.minimum((frame_block + 1) * text_size, num_tokens)
-        return token_index + frames_before, frame_index + tokens_before
 
     def _drop_text(
         self, input_ids: torch.Tensor, text_mask: torch.Tensor, num_tokens: torch.Tensor
@@ -984,59 +926,12 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         )
 
 
-@contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Computes in float32 as it is: without autocast, and without the TF32 that convolutions use on a GPU by default."""
-    cudnn = torch.backends.cudnn
-    flags = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
-    with torch.autocast(device.type, enabled=False), cudnn.flags(**flags, allow_tf32=False):
-        yield
-
-
 def _pack_left(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Moves what the mask (batch_size, length) keeps to the left of each row, in order, and zeroes the rest."""
     order = torch.argsort((~mask).int(), dim=1, stable=True)
     mask = mask.gather(1, order)
     index, keep = (order, mask) if values.ndim == 2 else (order[..., None].expand_as(values), mask[..., None])
     return values.gather(1, index) * keep, mask
-
-
-def _copy_codec(codec: EncodecModel) -> SledCodec:
-    sled_codec = SledCodec(copy.deepcopy(codec.config))
-    sled_codec.load_state_dict(codec.state_dict())
-    return sled_codec
-
-
-def _load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> SledCodec:
-    """A copy of the codec, or the one kept at a place."""
-    if isinstance(codec, EncodecModel):
-        return _copy_codec(codec)
-    if not isinstance(codec, str | Path):
-        raise ValueError(
-            f"`codec` must be an `EncodecModel`, a repository or a folder, got {type(codec).__name__}. The checkpoint "
-            "holds no codec and its `codec_id` names none."
-        )
-    try:
-        config_dict, _ = EncodecConfig.get_config_dict(codec, **hub_kwargs)
-        if config_dict.get("model_type") != "encodec":
-            raise ValueError(
-                f"`codec` must be an EnCodec, but {str(codec)!r} has the `model_type` {config_dict.get('model_type')!r}."
-            )
-        model, loading_info = SledCodec.from_pretrained(
-            codec, dtype=torch.float32, output_loading_info=True, **hub_kwargs
-        )
-        if loading_info["missing_keys"]:
-            raise ValueError(
-                f"`codec` {str(codec)!r} is incomplete: {len(loading_info['missing_keys'])} weights are missing."
-            )
-        return model
-    except OSError as error:
-        raise OSError(
-            f"The checkpoint holds no codec weights, and the codec {str(codec)!r} could not be loaded. There are three "
-            "ways to provide it: (1) let it be downloaded once while the Hub is reachable, for example with `hf download "
-            f"{codec}`; (2) pass `codec=` a local folder or an `EncodecModel`; (3) save a checkpoint that holds its codec "
-            "with `model.save_pretrained(...)` where it is at hand, and load that one."
-        ) from error
 
 
 __all__ = [

@@ -1,15 +1,11 @@
 """SLED processor: text and audio to tensors, voices to files and back, audio to files."""
 
 import math
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencex
-import soundfile
-import soxr
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,17 +19,17 @@ from transformers import (
 )
 from transformers.utils import PROCESSOR_NAME, cached_file
 
+from .audio_sled import describe, list_audio, read_audio, write_audio
 from .configuration_sled import SledConfig
 from .hub_sled import SledHubMixin, link_processor
-from .streaming_sled import encode_text
-
-
-# Speech has about this many bytes of UTF-8 text a second: read English has 14 to 15, scripts with more bytes to a letter
-# have fewer letters a second. It decides where long text is split, not how fast it is spoken.
-TEXT_BYTES_PER_SECOND = 14.0
-
-# What a recording can plausibly have been made at, in Hz.
-MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000
+from .text_sled import (
+    TEXT_BYTES_PER_SECOND,
+    SledPartSplitter,
+    SledTextCleaner,
+    check_text,
+    encode_text,
+    is_sentence_end,
+)
 
 
 class SledBatchFeature(BatchFeature):
@@ -69,6 +65,12 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             Positions of the model, for the text and its speech together. Longer text is split at sentences.
         language (`str`, *optional*, defaults to `"en"`):
             Code of the language whose rules split a text into sentences.
+        max_part_seconds (`float`, *optional*):
+            Seconds of speech that the voice has learned to say in one go, as expected from the text. Longer text is spoken
+            in parts. By default a text is one part if it fits the positions with its speech.
+
+    Raises:
+        `ValueError`: if a number is out of range.
 
     Example:
 
@@ -89,11 +91,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         hop_length: int | None = None,
         max_position_embeddings: int = 2048,
         language: str = "en",
+        max_part_seconds: float | None = None,
     ) -> None:
         super().__init__(feature_extractor, tokenizer)
         self.hop_length = EncodecConfig().hop_length if hop_length is None else hop_length
         self.max_position_embeddings = max_position_embeddings
         self.language = language
+        self.max_part_seconds = max_part_seconds
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "SledProcessor":
@@ -254,21 +258,20 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             raise ValueError("Give the voice either as `prompt_audio` or as `prompt_latents`.")
         if prompt_latents_mask is not None and prompt_latents is None:
             raise ValueError("`prompt_latents_mask` needs `prompt_latents`.")
-        prompt_texts = [""] * len(texts)
+        prompt_texts: list[str | None] = [None] * len(texts)
         if prompt_text is not None:
             if not has_prompt:
                 raise ValueError(
                     f"`prompt_text` is {prompt_text!r}, but there is neither `prompt_audio` nor `prompt_latents` that says "
                     "it."
                 )
-            prompt_texts = _check_texts(prompt_text, "prompt_text")
+            prompt_texts = [*_check_texts(prompt_text, "prompt_text")]
             if len(prompt_texts) not in (1, len(texts)):
                 raise ValueError(
                     f"`prompt_text` must be one text or one for each of the {len(texts)} in `text`, got "
                     f"{len(prompt_texts)}."
                 )
             prompt_texts = prompt_texts * len(texts) if len(prompt_texts) == 1 else prompt_texts
-            texts = [f"{before} {after}" for before, after in zip(prompt_texts, texts, strict=True)]
 
         data: dict[str, torch.Tensor] = {}
         num_prompt_frames = [0] * len(texts)
@@ -293,58 +296,65 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         else:
             rows = []
             for one, before, num_frames in zip(texts, prompt_texts, num_prompt_frames, strict=True):
-                parts = self.split_text(one, num_frames, len(f"{before} ") if before else 0)
+                parts = self.split_text(one, num_frames, before)
                 rows.append([token for part in parts for token in encode_text(self.tokenizer, part)])
         encoded = self.tokenizer.pad({"input_ids": rows}, return_attention_mask=True, return_tensors="pt")
         return SledBatchFeature(
             {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], **data}
         )
 
-    def split_text(self, text: str, num_prompt_frames: int = 0, num_prompt_characters: int = 0) -> list[str]:
+    def get_reader(self) -> SledTextCleaner:
         """
-        Splits a text that does not fit the model's positions with its speech into parts of whole sentences, each short
-        enough that it fits together with the part before it. Joined, the parts are the text.
+        Starts to read a text that arrives in pieces.
+
+        Returns:
+            [`SledTextCleaner`]: takes the pieces, gives words as they will be read.
+        """
+        return SledTextCleaner(self.language)
+
+    def get_words(self, text: str) -> list[str]:
+        """
+        Cuts a text into words, as they will be read.
 
         Args:
             text (`str`):
-                Text, with the transcript of the voice prompt at its start if there is one.
-            num_prompt_frames (`int`, *optional*, defaults to 0):
-                Length in frames of the voice prompt, which is part of the first part.
-            num_prompt_characters (`int`, *optional*, defaults to 0):
-                Length of what the voice prompt says at the start of the text. The first part goes beyond it.
+                The text.
 
         Returns:
-            `list[str]`: the parts, a single one where the text fits. White space between sentences starts the later one.
+            `list[str]`: the words, each with the white space before it: a space, or `"\\n\\n"` where a paragraph begins.
+        """
+        reader = self.get_reader()
+        return reader.push(check_text("text", text)) + reader.finish()
+
+    def split_text(self, text: str, num_prompt_frames: int = 0, prompt_text: str | None = None) -> list[str]:
+        """
+        Splits a text into parts, each of which is spoken in one go: as many whole sentences as fit `max_part_seconds` and
+        the model's positions. A sentence that alone is too long is cut after a clause, else after a word, else anywhere. A
+        blank line ends a part. Text that is still being written has the same parts.
+
+        Args:
+            text (`str`):
+                The text.
+            num_prompt_frames (`int`, *optional*, defaults to 0):
+                Length in frames of the voice prompt, which is part of the first part.
+            prompt_text (`str`, *optional*):
+                What the voice prompt says, if `text` does not start with it. It begins the first part.
+
+        Returns:
+            `list[str]`: the parts. A space between two starts the later one, where a byte-level tokenizer makes it part of
+            a word.
 
         Raises:
-            `ValueError`: if a sentence, or the voice prompt with the first one, does not fit.
+            `ValueError`: if there is nothing to say in the text, or the voice prompt leaves no room.
         """
-        if self.estimate_num_positions(text, num_prompt_frames) <= self.max_position_embeddings:
-            return [text]
-        parts: list[str] = []
-        limit = self.max_position_embeddings / 2
-        for sentence in self.split_sentences(text):
-            is_prompt_only = len(parts) == 1 and len(parts[0]) <= num_prompt_characters
-            if parts:
-                frames = num_prompt_frames if len(parts) == 1 else 0
-                num_positions = self.estimate_num_positions(parts[-1] + sentence, frames)
-                if num_positions <= (self.max_position_embeddings if is_prompt_only else limit):
-                    parts[-1] += sentence
-                    continue
-                previous = self.estimate_num_positions(parts[-1], frames)
-                limit = min(self.max_position_embeddings / 2, self.max_position_embeddings - previous)
-            frames = num_prompt_frames if not parts or is_prompt_only else 0
-            if not is_prompt_only:
-                num_positions = self.estimate_num_positions(sentence, frames)
-            if num_positions > self.max_position_embeddings:
-                prompt = f" with a voice prompt of {frames} frames" if frames else ""
-                start = sentence.strip()
-                raise ValueError(
-                    f"`text` has a sentence of {len(start)} characters{prompt} that does not fit the model's "
-                    f"{self.max_position_embeddings} positions, {start[:60]!r}...: it would take about {num_positions} "
-                    "with its speech. Break it into shorter sentences."
-                )
-            parts.append(sentence)
+        words = self.get_words(text)
+        prompt_words = [] if prompt_text is None else self.get_words(prompt_text)
+        if prompt_words:
+            words = [f" {words[0].lstrip()}", *words[1:]] if words else []
+        splitter = SledPartSplitter(self, prompt_words, num_prompt_frames)
+        parts = ["".join(part) for part in splitter.push(words) + splitter.finish()]
+        if not parts:
+            raise ValueError(f"`text` has nothing to say: there is no letter or digit in {text[:60]!r}.")
         return parts
 
     def split_sentences(self, text: str) -> list[str]:
@@ -356,20 +366,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                 The text.
 
         Returns:
-            `list[str]`: the sentences, which joined are the text. White space between two starts the later one, where a
-            byte-level tokenizer makes it part of a word.
+            `list[str]`: the sentences. A space between two starts the later one.
         """
         sentences: list[str] = []
-        space = ""
-        for sentence in sentencex.segment(self.language, text):
-            words = sentence.rstrip()
-            if words:
-                sentences.append(space + words)
-                space = sentence[len(words) :]
-            else:
-                space += sentence
-        if space and sentences:
-            sentences[-1] += space
+        for word in self.get_words(text):
+            if not sentences or word.startswith("\n") or is_sentence_end(sentences[-1], word, self.language):
+                sentences.append("")
+            sentences[-1] += word.replace("\n\n", " ")
         return sentences
 
     def estimate_num_positions(self, text: str, num_prompt_frames: int = 0) -> int:
@@ -395,70 +398,58 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         self, audio: Any, sampling_rate: int | None, name: str, num_texts: int, to_whole_frames: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded waveforms (batch_size, 1, num_samples) at the codec's rate, and their mask (batch_size, num_samples)."""
-        if sampling_rate is not None:
-            _check_sampling_rate(sampling_rate, "sampling_rate")
-        is_single = not isinstance(audio, list | tuple) or (len(audio) > 0 and isinstance(audio[0], int | float))
-        items = [audio] if is_single else list(audio)
-        if len(items) not in (1, num_texts):
-            raise ValueError(f"`{name}` must be one audio or one for each of the {num_texts} texts, got {len(items)}.")
-        waveforms = []
-        for item in items:
-            waveform, rate = _read_audio(item, sampling_rate, name)
-            if rate != self.sampling_rate:
-                waveform = soxr.resample(waveform, rate, self.sampling_rate, quality="HQ")
-            if len(waveform) == 0:
-                raise ValueError(f"`{name}` is too short: nothing is left of it at {self.sampling_rate} Hz.")
-            if to_whole_frames:
-                waveform = np.pad(waveform, (0, -len(waveform) % self.hop_length))
-            waveforms.append(waveform.astype(np.float32))
+        waveforms = [
+            read_audio(item, sampling_rate, self.sampling_rate, name=name)
+            for item in list_audio(audio, num_texts, name)
+        ]
+        if to_whole_frames:
+            waveforms = [np.pad(waveform, (0, -len(waveform) % self.hop_length)) for waveform in waveforms]
         features = self.feature_extractor(
             waveforms, sampling_rate=self.sampling_rate, padding=True, return_tensors="pt"
         )
         return features["input_values"], features["padding_mask"].long()
 
     def save_audio(
-        self,
-        audio: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray],
-        saving_path: str | Path | Sequence[str | Path],
-        sampling_rate: int | None = None,
+        self, audio: Any, saving_path: Any, sampling_rate: int | None = None, format: str | None = None
     ) -> None:
         """
-        Writes waveforms to audio files, in the format of each file's extension.
+        Writes speech to audio files.
 
         Args:
-            audio (`torch.Tensor`, `np.ndarray` or a sequence of them):
-                Waveforms of shape `(num_samples,)`, as `generate` returns them.
-            saving_path (`str`, `Path` or a sequence of them):
-                One path for each waveform.
+            audio (`torch.Tensor`, `np.ndarray`, a sequence of numbers or of them, or `dict`):
+                Waveforms of shape `(num_samples,)`, as `generate` returns them, or what
+                `generate(..., return_dict_in_generate=True)` or a pipeline returns.
+            saving_path (`str`, `os.PathLike`, binary file object or a sequence of them):
+                One path or open file for each waveform.
             sampling_rate (`int`, *optional*):
-                Sampling rate in Hz. The codec's by default.
+                Sampling rate in Hz. That of a pipeline's output, or the codec's, by default.
+            format (`str`, *optional*):
+                Format of the files, such as `"wav"` or `"flac"`. That of each file's extension by default.
 
         Raises:
-            `ValueError`: if the numbers of waveforms and paths differ, a waveform is not mono, or the extension is of no
-            known format.
+            `ValueError`: if the numbers of waveforms and paths differ, a waveform is not mono or not finite, a format is
+                not known or a folder does not exist.
+
+        Example:
+
+        ```python
+        >>> processor.save_audio(model.generate(**processor("Hello, world.")), ["hello.wav"])
+        ```
         """
-        waveforms = [audio] if isinstance(audio, torch.Tensor | np.ndarray) and audio.ndim == 1 else list(audio)
-        paths = [saving_path] if isinstance(saving_path, str | Path) else list(saving_path)
-        if len(waveforms) != len(paths):
-            raise ValueError(
-                f"`saving_path` must have a path for each of the {len(waveforms)} waveforms, got {len(paths)}."
-            )
-        sampling_rate = self.sampling_rate if sampling_rate is None else _check_sampling_rate(sampling_rate)
-        arrays = []
-        for waveform, path in zip(waveforms, paths, strict=True):
-            array = (
-                waveform.detach().cpu().float().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
-            )
-            if array.ndim != 1:
-                raise ValueError(f"`audio` must hold waveforms of shape (num_samples,), got {array.shape}.")
-            if Path(path).suffix[1:].upper() not in soundfile.available_formats():
+        outputs = audio if isinstance(audio, list | tuple) else [audio]
+        if len(outputs) > 0 and all(isinstance(output, Mapping) for output in outputs):
+            rates = {output.get("sampling_rate") or sampling_rate or self.sampling_rate for output in outputs}
+            if any("audio" not in output for output in outputs) or len(rates) > 1:
                 raise ValueError(
-                    f"`saving_path` {str(path)!r} has no extension of a known audio format: "
-                    f"{', '.join(sorted(name.lower() for name in soundfile.available_formats()))}."
+                    f"`audio` must have waveforms in 'audio', at one sampling rate, got {outputs!r:.200}."
                 )
-            arrays.append(array)
-        for array, path in zip(arrays, paths, strict=True):
-            soundfile.write(path, array, sampling_rate)
+            (own_rate,) = rates
+            if sampling_rate is not None and sampling_rate != own_rate:
+                raise ValueError(f"`sampling_rate` is {sampling_rate}, but `audio` is at {own_rate} Hz.")
+            audio, sampling_rate = [], own_rate
+            for output in outputs:
+                audio += output["audio"] if isinstance(output["audio"], list | tuple) else [output["audio"]]
+        write_audio(audio, saving_path, self.sampling_rate if sampling_rate is None else sampling_rate, format)
 
     def save_voice(
         self,
@@ -530,7 +521,7 @@ def _check_texts(text: Any, name: str) -> list[str]:
     """The texts as a list, each of which must say something."""
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, list | tuple) or len(texts) == 0 or not all(isinstance(one, str) for one in texts):
-        raise ValueError(f"`{name}` must be a string or a list of strings, got {_describe(text)}.")
+        raise ValueError(f"`{name}` must be a string or a list of strings, got {describe(text)}.")
     for one in texts:
         if not one.strip():
             raise ValueError(f"`{name}` must not be empty, got {one!r}.")
@@ -544,7 +535,7 @@ def _check_texts(text: Any, name: str) -> list[str]:
 def _check_latents(latents: Any, mask: torch.Tensor | None, num_texts: int) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(latents, torch.Tensor) or latents.ndim != 3 or 0 in latents.shape:
         raise ValueError(
-            f"`prompt_latents` must be of shape (batch_size, num_frames, latent_dim), got {_describe(latents)}."
+            f"`prompt_latents` must be of shape (batch_size, num_frames, latent_dim), got {describe(latents)}."
         )
     if len(latents) not in (1, num_texts):
         raise ValueError(
@@ -559,85 +550,6 @@ def _check_latents(latents: Any, mask: torch.Tensor | None, num_texts: int) -> t
             f"{tuple(mask.shape)}."
         )
     return latents.float(), mask
-
-
-def _check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
-    is_number = isinstance(sampling_rate, int | float | np.number) and not isinstance(sampling_rate, bool)
-    if (
-        not is_number
-        or not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE
-        or int(sampling_rate) != sampling_rate
-    ):
-        raise ValueError(
-            f"`{name}` must be a whole number of Hz between {MIN_SAMPLING_RATE} and {MAX_SAMPLING_RATE}, got "
-            f"{sampling_rate!r}."
-        )
-    return int(sampling_rate)
-
-
-def _read_audio(audio: Any, sampling_rate: int | None, name: str) -> tuple[np.ndarray, int]:
-    """Reads one audio of any kind as a mono waveform (num_samples,) in float32, and its sampling rate."""
-    own_rate = None
-    if isinstance(audio, dict):
-        if audio.get("array") is not None:
-            audio, own_rate = audio["array"], audio.get("sampling_rate")
-        elif audio.get("bytes") is not None:
-            audio, own_rate = _read_file(BytesIO(audio["bytes"]), name, "the given bytes")
-        elif audio.get("path") is not None:
-            audio, own_rate = _read_file(audio["path"], name, audio["path"])
-        else:
-            raise ValueError(
-                f"`{name}` must have an 'array', 'bytes' or 'path', got the keys {sorted(map(str, audio))}."
-            )
-    elif isinstance(audio, str | Path):
-        audio, own_rate = _read_file(audio, name, audio)
-    elif hasattr(audio, "get_all_samples"):
-        # What a `datasets` audio column decodes to.
-        samples = audio.get_all_samples()
-        audio, own_rate = samples.data, samples.sample_rate
-    if own_rate is not None:
-        _check_sampling_rate(own_rate, f"{name}['sampling_rate']")
-        if sampling_rate is not None and sampling_rate != own_rate:
-            raise ValueError(f"`sampling_rate` is {sampling_rate}, but `{name}` is at {own_rate} Hz.")
-        sampling_rate = own_rate
-    if sampling_rate is None:
-        raise ValueError(f"`sampling_rate` is missing: `{name}` is an array, which does not know its own.")
-    if isinstance(audio, torch.Tensor):
-        audio = audio.detach().cpu()
-        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
-    try:
-        array = np.asarray(audio)
-    except ValueError as error:
-        raise ValueError(f"`{name}` must be an array, a path or a `datasets` audio: {error}.") from error
-    if array.dtype.kind not in "fi":
-        raise ValueError(f"`{name}` must hold floating point numbers or signed integers, got {_describe(audio)}.")
-    if array.ndim not in (1, 2) or array.size == 0:
-        raise ValueError(
-            f"`{name}` must be of shape (num_samples,) or (num_channels, num_samples) and not empty, got {array.shape}."
-        )
-    scale = 1.0 if array.dtype.kind == "f" else 1.0 / (np.iinfo(array.dtype).max + 1.0)
-    waveform = array.astype(np.float32) * np.float32(scale)
-    if waveform.ndim == 2:
-        waveform = waveform.mean(axis=int(np.argmin(waveform.shape)))
-    if not np.isfinite(waveform).all():
-        raise ValueError(f"`{name}` has values that are not finite in float32.")
-    return waveform, int(sampling_rate)
-
-
-def _read_file(file: str | Path | BytesIO, name: str, description: Any) -> tuple[np.ndarray, int]:
-    try:
-        return soundfile.read(file, dtype="float32")
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` cannot be read from {str(description)!r}: {error}") from error
-
-
-def _describe(value: Any) -> str:
-    """What a value is, for error messages."""
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
-    if isinstance(value, list | tuple):
-        return f"{type(value).__name__} of {sorted({type(item).__name__ for item in value})}"
-    return type(value).__name__
 
 
 __all__ = ["SledBatchFeature", "SledProcessor"]

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
-from importlib.metadata import version
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from .. import __version__
 from . import deepgram_api, elevenlabs_api, openai_api
 from .dependencies import Owner, Service
 from .errors import ERROR_RESPONSES, ServiceError
@@ -58,7 +58,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app = FastAPI(
         title="transformers-sled",
         summary="Speech that streams out while text streams in.",
-        version=version("transformers-sled"),
+        version=__version__,
         redoc_url=None,
         lifespan=lifespan,
         # Taken care of by `RequestBodies`, in the form in which other errors are told.

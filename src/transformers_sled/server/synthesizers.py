@@ -1,6 +1,7 @@
 """Models that speak for the service, each in a `SledStreamServer`, and the texts on their way through them."""
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -8,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -23,7 +24,7 @@ from .settings import ServiceSettings
 from .voice_library import Voice
 
 
-Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 # Voices that are kept encoded.
 MAX_PROMPTS = 256
@@ -103,7 +104,7 @@ class Speech:
         self._stream.finish()
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
-        while (waveform := await self._synthesizer.get_next(self._stream)) is not None:
+        async for waveform in self._synthesizer.listen(self._stream):
             now = time.perf_counter()
             if self.first_audio_time is None:
                 self.first_audio_time = now
@@ -163,13 +164,12 @@ class Synthesizer:
         self._settings = settings
         self._metrics = metrics
         self._max_speeches = settings.max_streams + settings.max_queue
-        # One thread for each, which waits for its audio.
-        self._threads = ThreadPoolExecutor(self._max_speeches, thread_name_prefix=f"speech-{name}")
+        # Prepares texts and voices. One, because it needs the processor as the model's own thread does.
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix=f"prepare-{name}")
         self._num_speeches = 0
         self._prompts: dict[str, dict[str, Any]] = {}
         self._prompts_lock = threading.Lock()
         self._mean_seconds = 1.0
-        self._has_failed = False
         metrics.streams.labels(name).set_function(lambda: self._server.num_active_streams)
         metrics.queue.labels(name).set_function(lambda: self._server.num_waiting_streams)
 
@@ -187,7 +187,7 @@ class Synthesizer:
     @property
     def is_alive(self) -> bool:
         """Whether it can speak."""
-        return self._server.is_running and not self._has_failed
+        return self._server.is_running
 
     @property
     def num_speeches(self) -> int:
@@ -237,7 +237,6 @@ class Synthesizer:
         except ValueError as error:
             raise ServiceError(400, str(error), "input") from error
         except RuntimeError as error:
-            self._has_failed = True
             raise ServiceError(503, "The model does not speak any more.", code="model_unavailable") from error
         finally:
             if not is_open:
@@ -258,30 +257,19 @@ class Synthesizer:
             metrics.real_time_factor.labels(self.name).observe(factor)
             self._mean_seconds = 0.9 * self._mean_seconds + 0.1 * factor * speech.duration
 
-    async def get_next(self, stream: SledStream) -> torch.Tensor | None:
-        """Waits for the next waveform of a stream: `None` at its end."""
+    async def listen(self, stream: SledStream) -> AsyncIterator[torch.Tensor]:
+        """The waveforms of a stream. Raises a [`ServiceError`] for what ends it before its time."""
         try:
-            return await self.run(next, stream, None)
+            async for waveform in stream:
+                yield waveform
         except ValueError as error:
             raise ServiceError(400, str(error), "input") from error
         except Exception as error:
-            # It may be the stream alone that failed, or all of them.
-            await self.run(self._probe)
+            logger.exception("speech_failed", extra={"details": {"model": self.name}})
             raise ServiceError(500, "The speech could not be made.", code="synthesis_failed") from error
 
-    def _probe(self) -> None:
-        """Finds out whether the server still takes streams."""
-        try:
-            self._server.add("a").close()
-        except RuntimeError:
-            self._has_failed = True
-
-    async def run(self, function: Callable[..., Result], *args: Any) -> Result:
-        """Runs something that blocks in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-
     async def _run_closing(self, function: Callable[..., SledStream], *args: Any) -> SledStream:
-        """The same for what gives a stream, which is closed if nobody waits for it any more."""
+        """Runs what takes a while and gives a stream, which is closed if nobody waits for it any more."""
         future = self._threads.submit(function, *args)
         try:
             return await asyncio.wrap_future(future)

@@ -1,8 +1,10 @@
 """Labels of recordings, and latents that are trained on them."""
 
 import io
+import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,22 +15,27 @@ import soundfile
 import torch
 from transformers import EncodecConfig, EncodecModel
 
+from transformers_sled.training import (
+    CodecModelArguments,
+    LatentDataArguments,
+    LatentTrainer,
+    LatentTrainingArguments,
+    create_codec,
+    load_labelled_data,
+    load_source,
+)
+from transformers_sled.training.alignment import LABEL_RATE, sample_labels
+from transformers_sled.training.latent_trainer import LabelledSegments, LogSpectra
 
-sys.path.append(str(Path(__file__).parents[1] / "examples" / "tiny_voice"))
 
-import align_text
-import train_latents
-
-
+TESTS = Path(__file__).parents[1]
+EXAMPLES = TESTS.parent / "examples" / "tiny_voice"
 RATE = 24_000
 
 
 @pytest.fixture(autouse=True)
-def signal_handlers():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -58,7 +65,7 @@ def write_corpus(folder, names=("a", "b", "c", "d")):
         sound = 0.4 * np.sin(2 * np.pi * frequency * time) + 0.1 * rng.standard_normal(len(time))
         soundfile.write(buffer, (sound * is_tone).clip(-1.0, 1.0), RATE, format="WAV")
         rows.append({"id": name, "audio": {"bytes": buffer.getvalue(), "path": None}})
-        tones = [int(index / align_text.LABEL_RATE // 0.5) % 2 for index in range(2 * align_text.LABEL_RATE + 1)]
+        tones = [int(index / LABEL_RATE // 0.5) % 2 for index in range(2 * LABEL_RATE + 1)]
         labels.append({"id": name, "phonemes": tones, "pitch": [frequency * tone for tone in tones]})
     features = datasets.Features(
         id=datasets.Value("string"),
@@ -70,36 +77,47 @@ def write_corpus(folder, names=("a", "b", "c", "d")):
 
 
 @pytest.fixture
-def train(tmp_path, config, monkeypatch):
+def train(tmp_path, config):
     write_corpus(tmp_path)
 
-    def run(output="latents", **changes):
-        values = {
-            "config_name": tmp_path / "config",
-            "train_files": tmp_path / "corpus.parquet",
-            "labels": tmp_path / "labels.parquet",
-            "output_dir": tmp_path / output,
-            "max_steps": 6,
-            "batch_size": 4,
-            "segment_seconds": 1.0,
-            "warmup_steps": 1,
-            "logging_steps": 2,
-            **changes,
-        }
-        values = {name: value for name, value in values.items() if value is not None}
-        words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["train_latents.py", *words])
-        train_latents.main()
+    def run(output="latents", start=None, labels="labels.parquet", **changes):
+        data_arguments = LatentDataArguments(str(tmp_path / "corpus.parquet"), str(tmp_path / labels))
+        settings = {"max_steps": 6, "batch_size": 4, "segment_seconds": 1.0, "warmup_steps": 1, "logging_steps": 2}
+        arguments = LatentTrainingArguments(str(tmp_path / output), **{**settings, **changes})
+        torch.manual_seed(0)
+        codec = create_codec(
+            CodecModelArguments(str(tmp_path / "config")) if start is None else CodecModelArguments(None, str(start))
+        )
+        LatentTrainer(codec, arguments, load_labelled_data(data_arguments, RATE)).train()
         return tmp_path / output
 
     return run
+
+
+def test_the_command_makes_a_codec(tmp_path, config):
+    write_corpus(tmp_path)
+    settings = {
+        "config_name": "config", "train_files": "corpus.parquet", "labels": "labels.parquet", "output_dir": "latents",
+        "max_steps": 2, "batch_size": 2, "segment_seconds": 0.5, "save_steps": 1,
+    }  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / "train_latents.py", *(f"--{name}={value}" for name, value in settings.items())],
+        cwd=tmp_path,
+        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith("latents/export")
+    assert [path.name for path in (tmp_path / "latents").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert EncodecModel.from_pretrained(tmp_path / "latents" / "export").quantizer.layers[0].codebook.embed.any()
 
 
 def test_result_is_a_codec_with_codebooks_and_the_old_decoder(train):
     output = train(max_steps=2)
     codec = EncodecModel.from_pretrained(output / "export")
     assert all(layer.codebook.embed.any() for layer in codec.quantizer.layers)
-    again = train("more", config_name=None, model_name_or_path=output / "export", max_steps=2) / "export"
+    again = train("more", start=output / "export", max_steps=2) / "export"
     before, after = codec.state_dict(), EncodecModel.from_pretrained(again).state_dict()
     changed = {name.split(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {"encoder", "quantizer"}
@@ -107,7 +125,7 @@ def test_result_is_a_codec_with_codebooks_and_the_old_decoder(train):
 
 def test_readers_of_a_trained_codec_learn_before_it_does(train):
     start = train(max_steps=1) / "export"
-    more = {"config_name": None, "model_name_or_path": start, "reader_steps": 2}
+    more = {"start": start, "reader_steps": 2}
     state = EncodecModel.from_pretrained(start).encoder.state_dict()
     for steps, is_kept in ((2, True), (3, False)):
         after = EncodecModel.from_pretrained(train(f"steps_{steps}", max_steps=steps, **more) / "export").encoder
@@ -116,15 +134,15 @@ def test_readers_of_a_trained_codec_learn_before_it_does(train):
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(train, monkeypatch):
     whole = EncodecModel.from_pretrained(train("whole") / "export").state_dict()
-    train_step = train_latents.LatentTrainer.train_step
+    train_step = LatentTrainer.train_step
 
-    def interrupted(trainer, segments):
+    def interrupted(trainer):
         if trainer.step == 2:
             signal.raise_signal(signal.SIGINT)
-        return train_step(trainer, segments)
+        return train_step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_latents.LatentTrainer, "train_step", interrupted)
+        patch.setattr(LatentTrainer, "train_step", interrupted)
         output = train("halves")
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-3"]
     assert not (output / "export").exists()
@@ -135,12 +153,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(train, monkeypatch):
 
 def test_segments_come_with_the_labels_of_their_time(tmp_path, config):
     write_corpus(tmp_path)
-    dataset = datasets.Dataset.from_parquet(str(tmp_path / "corpus.parquet"))
-    labels = datasets.Dataset.from_parquet(str(tmp_path / "labels.parquet")).with_format("numpy")
-    audio = train_latents.AudioCache(tmp_path / "audio", dataset, "audio", RATE)
-    segments = train_latents.LabelledSegments(
-        audio, labels["phonemes"][:], labels["pitch"][:], RATE, hop_length=800, num_frames=45
-    )
+    arguments = LatentDataArguments(str(tmp_path / "corpus.parquet"), str(tmp_path / "labels.parquet"))
+    segments = LabelledSegments(load_labelled_data(arguments, RATE), config, num_frames=45)
     samples, phonemes, pitch = segments.draw(8, torch.Generator().manual_seed(0))
     loud = samples.view(8, 45, 800).abs().amax(dim=-1) > 0.01
     # Frames that a border between silence and tone cuts may be called either.
@@ -152,13 +166,13 @@ def test_segments_come_with_the_labels_of_their_time(tmp_path, config):
 @pytest.fixture
 def logs(monkeypatch):
     logs = []
-    train_step = train_latents.LatentTrainer.train_step
+    train_step = LatentTrainer.train_step
 
-    def recorded(trainer, segments):
-        logs.append(train_step(trainer, segments))
+    def recorded(trainer):
+        logs.append(train_step(trainer))
         return logs[-1]
 
-    monkeypatch.setattr(train_latents.LatentTrainer, "train_step", recorded)
+    monkeypatch.setattr(LatentTrainer, "train_step", recorded)
     return logs
 
 
@@ -178,7 +192,7 @@ def test_latents_learn_what_is_heard(train, logs):
 
 
 def test_spectra_are_centered_on_their_frames(config):
-    spectra = train_latents.LogSpectra(RATE, 800)
+    spectra = LogSpectra(RATE, 800)
     audio = torch.zeros(1, 8000)
     audio[0, 800 * 4 + 300] = 1.0
     log_mel = spectra(audio)[0]
@@ -193,39 +207,36 @@ def test_labels_of_other_audio_are_refused(train, tmp_path):
     write_corpus(tmp_path, names=("x",))
     shutil.move(tmp_path / "labels.parquet", tmp_path / "other.parquet")
     write_corpus(tmp_path)
-    with pytest.raises(SystemExit, match="has no utterance of"):
-        train(labels=tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="has no utterance of"):
+        train(labels="other.parquet")
 
 
 def test_labels_are_taken_from_the_middle_of_frames():
     labels = list(range(13))
-    assert align_text.sample_labels(labels, 30, 6) == [1, 3, 5, 7, 9, 11]
-    assert align_text.sample_labels(labels, 30, 8)[-2:] == [12, 12]
-    assert align_text.sample_labels(labels, 60, 3) == [0, 2, 2]
+    assert sample_labels(labels, 30, 6) == [1, 3, 5, 7, 9, 11]
+    assert sample_labels(labels, 30, 8)[-2:] == [12, 12]
+    assert sample_labels(labels, 60, 3) == [0, 2, 2]
 
 
-def test_text_becomes_phonemes_in_time(tmp_path, monkeypatch):
+def test_text_becomes_phonemes_in_time(tmp_path):
     pytest.importorskip("pyworld", reason="finds pitch")
     if shutil.which("espeak-ng") is None:
         pytest.skip("espeak-ng is not installed")
-    import label_speech
+    from transformers_sled.training.labels import phonemize
 
-    assert label_speech.phonemize("Day, night.", "en-us") == ["sil", "d", "A", "sil", "n", "I", "t", "sil"]
-    utterances = Path(__file__).parent / "fixtures" / "utterances.parquet"
-    output = tmp_path / "labels.parquet"
+    assert phonemize("Day, night.", "en-us") == ["sil", "d", "A", "sil", "n", "I", "t", "sil"]
+    utterances, output = TESTS / "fixtures" / "utterances.parquet", tmp_path / "labels.parquet"
     words = ["--dataset", utterances, "--output", output, "--iterations", "2"]
-    monkeypatch.setattr(sys, "argv", ["label_speech.py", *map(str, words)])
-    label_speech.main()
-    table = datasets.Dataset.from_parquet(str(output))
+    subprocess.run([sys.executable, EXAMPLES / "label_speech.py", *words], check=True)
+    table = load_source(str(output))
     names = table.features["phonemes"].feature.names
-    texts = dict(
-        zip(*(datasets.Dataset.from_parquet(str(utterances))[name][:] for name in ("id", "text")), strict=True)
-    )
+    source = load_source(str(utterances))
+    texts = dict(zip(source["id"][:], source["text"][:], strict=True))
     assert set(table["id"][:]) <= set(texts) and len(table) > 0
     for row in table:
         said = [names[number] for number in row["phonemes"]]
         changes = [name for name, before in zip(said, [None, *said], strict=False) if name != before]
-        spoken = label_speech.phonemize(texts[row["id"]], "en-us")
+        spoken = phonemize(texts[row["id"]], "en-us")
         assert changes == [name for name, before in zip(spoken, [None, *spoken], strict=False) if name != before]
         voiced = [pitch for pitch in row["pitch"] if pitch]
         assert voiced and min(voiced) >= 60 and max(voiced) <= 450

@@ -1,8 +1,8 @@
-"""examples/train_sled.py from outside: the same run however it is spread, interrupted and started."""
+"""Training of SLED: the same run however it is spread, interrupted and started."""
 
-import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,28 +16,31 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
+from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel, Trainer, set_seed
 
 from hub_server import Hub
 from transformers_sled import SledForSpeechSynthesis
-from transformers_sled.data_sled import prepare_dataset
 from transformers_sled.processing_sled import SledProcessor
+from transformers_sled.training import (
+    PreparationArguments,
+    SledDataArguments,
+    SledDataCollator,
+    SledModelArguments,
+    SledTrainer,
+    SledTrainingArguments,
+    add_adapters,
+    load_model,
+    load_source,
+    load_splits,
+    parse_recipe,
+    prepare_dataset,
+)
 
 
-GOLDEN = Path(__file__).parent / "fixtures" / "golden"
-SCRIPT = Path(__file__).parents[1] / "examples" / "train_sled.py"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_sled.py"
 RECIPES = SCRIPT.parent / "configs"
 SENTENCES = ["Stop.", "The dog barked all night.", "She was humiliated by his remarks, and she left.", "Two plus two."]
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_sled", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_sled"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_sled"]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,9 @@ def data(tmp_path_factory):
         for index in range(16)
     ]
     codec = EncodecModel.from_pretrained(GOLDEN / "codec").eval()
-    prepare_dataset(datasets.Dataset.from_list(rows), folder, codec, min_duration=0.0)
-    prepare_dataset(datasets.Dataset.from_list(rows[::4]), folder, codec, split="validation", min_duration=0.0)
+    for split, some in (("train", rows), ("validation", rows[::4])):
+        arguments = PreparationArguments(str(folder), split=split, min_duration=0.0)
+        prepare_dataset(datasets.Dataset.from_list(some), codec, arguments)
     return folder
 
 
@@ -105,12 +109,24 @@ def arguments(data, tmp_path):
 
 
 @pytest.fixture
-def train(script, arguments, tmp_path, monkeypatch):
-    """Runs the script in this process and returns its folder."""
+def train(arguments, tmp_path):
+    """Does what the example does in this process and returns its folder."""
 
     def run(output, **changes):
-        monkeypatch.setattr(sys, "argv", ["train_sled.py", *arguments(output, **changes)])
-        script.main()
+        types = [SledModelArguments, SledDataArguments, SledTrainingArguments]
+        model_args, data_args, args = parse_recipe(types, arguments(output, **changes))
+        set_seed(args.seed)
+        model, processor = load_model(model_args)
+        train_dataset, eval_dataset = load_splits(data_args, args, model, processor)
+        trainer = SledTrainer(
+            add_adapters(model, model_args),
+            args,
+            SledDataCollator(processor),
+            train_dataset,
+            eval_dataset,
+            processing_class=processor,
+        )
+        trainer.run(data_args.dataset_name, model_args.model_name_or_path)
         return tmp_path / output
 
     return run
@@ -132,8 +148,8 @@ def assert_same_losses(actual, expected, tolerance, steps=None):
 GIVE_NOISE = """
 import zlib
 import torch
-from transformers_sled import data_sled
-class CollatorWithNoise(data_sled.SledDataCollator):
+from transformers_sled.training import collator
+class CollatorWithNoise(collator.SledDataCollator):
     def __call__(self, examples):
         batch = super().__call__(examples)
         batch["noise"] = torch.zeros(2, *batch["audio_codes_mask"].shape, 24)
@@ -142,7 +158,7 @@ class CollatorWithNoise(data_sled.SledDataCollator):
             generator = torch.Generator().manual_seed(zlib.crc32(example["text"].encode()))
             batch["noise"][:, row, :frames] = torch.randn(2, frames, 24, generator=generator)
         return batch
-data_sled.SledDataCollator = CollatorWithNoise
+collator.SledDataCollator = CollatorWithNoise
 """
 
 
@@ -330,7 +346,11 @@ def test_from_scratch_with_memory_saved(train, tmp_path):
         learning_rate=1e-2,
         bf16=True,
         gradient_checkpointing=True,
+        eval_strategy="steps",
+        eval_steps=30,
+        num_audio_samples=1,
     )
+    assert (folder / "samples" / "step-0000030" / "0.wav").is_file()
     log = read_log(folder)
     assert log[30]["loss"] < log[1]["loss"] - 0.5
     model = SledForSpeechSynthesis.from_pretrained(folder)
@@ -341,6 +361,45 @@ def test_from_scratch_with_memory_saved(train, tmp_path):
     torch.testing.assert_close(model.codec.state_dict(), expected, rtol=0, atol=0)
     (audio,) = model.generate(**processor("Stop.", return_tensors="pt"), max_new_tokens=5)
     assert torch.isfinite(audio).all()
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, SledTrainer])
+def test_predictions_are_losses_and_ends_without_hidden_states(checkpoint, data, tmp_path, trainer_class):
+    model, processor = load_model(SledModelArguments(str(checkpoint)))
+    dataset = load_source(str(data)).sort("length")
+    args = SledTrainingArguments(
+        str(tmp_path),
+        prediction_loss_only=False,
+        label_names=["audio_codes_mask"],
+        per_device_eval_batch_size=5,
+        num_audio_samples=0,
+        report_to="none",
+        use_cpu=True,
+    )
+
+    def compute_metrics(prediction):
+        *losses, eos_logits = sorted(prediction.predictions, key=np.ndim)
+        frames = (prediction.label_ids == 1).sum(axis=1)
+        return {
+            "frames": int(frames.sum()),
+            "losses_are_finite": bool(np.isfinite(losses).all()),
+            "asked": int((eos_logits != -100).sum()),
+        }
+
+    trainer = trainer_class(
+        model,
+        args,
+        SledDataCollator(processor),
+        eval_dataset=dataset,
+        processing_class=processor,
+        compute_metrics=compute_metrics,
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_frames"] == sum(dataset["length"][:])
+    assert metrics["eval_losses_are_finite"] and metrics["eval_asked"] > metrics["eval_frames"]
+    # Nothing that is kept of a position is wider than one number.
+    predictions = trainer.predict(dataset).predictions
+    assert sorted(map(np.ndim, predictions)) == [1, 1, 2] and max(map(len, predictions)) == 16
 
 
 def test_offline_to_interleaved_and_back(train, checkpoint):
@@ -436,10 +495,10 @@ def test_pushed_at_the_end_and_loaded_by_name(arguments, checkpoint, tmp_path, s
         assert str(place) not in text
 
 
-def test_the_card_names_a_public_dataset(script, checkpoint, tmp_path):
-    model, processor = script.load_model(script.ModelArguments(model_name_or_path=str(checkpoint)))
-    args = script.SledTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
-    trainer = script.SledTrainer(model, args, processing_class=processor)
+def test_the_card_names_a_public_dataset(checkpoint, tmp_path):
+    model, processor = load_model(SledModelArguments(model_name_or_path=str(checkpoint)))
+    args = SledTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
+    trainer = SledTrainer(model, args, processing_class=processor)
     trainer.save_model()
     trainer.create_model_card(dataset="somebody/corpus", finetuned_from="somebody/voice")
     card = ModelCard.load(tmp_path / "run" / "README.md")
@@ -473,10 +532,11 @@ def test_waveforms_instead_of_codes(train, checkpoint, data, tmp_path):
     assert sorted(read_log(run)) == [1, 2]
 
 
-def test_what_does_not_fit_is_left_out_and_named(script, checkpoint, data, caplog):
-    model, processor = script.load_model(script.ModelArguments(model_name_or_path=str(checkpoint)))
+def test_what_does_not_fit_is_left_out_and_named(checkpoint, data, tmp_path, caplog):
+    model, processor = load_model(SledModelArguments(model_name_or_path=str(checkpoint)))
     model.config.max_position_embeddings = 40
-    dataset = script.load_split(script.DataArguments(str(data)), "train", None, model, processor)
+    args = SledTrainingArguments(str(tmp_path), do_train=True, use_cpu=True)
+    dataset, _ = load_splits(SledDataArguments(str(data)), args, model, processor)
     lengths = [
         len(processor(text)["input_ids"][0]) + n for text, n in zip(dataset["text"], dataset["length"], strict=True)
     ]
@@ -485,10 +545,10 @@ def test_what_does_not_fit_is_left_out_and_named(script, checkpoint, data, caplo
     assert "u15" in caplog.text
     model.config.max_position_embeddings = 4
     with pytest.raises(ValueError, match="No utterance of split train"):
-        script.load_split(script.DataArguments(str(data)), "train", None, model, processor)
+        load_splits(SledDataArguments(str(data)), args, model, processor)
 
 
-def test_bad_input(train, script, checkpoint, data, tmp_path):
+def test_bad_input(train, checkpoint, data, tmp_path):
     with pytest.raises(ValueError, match=r"--text_column_name must be one of the columns .* got 'sentence'"):
         train("a", model_name_or_path=checkpoint, text_column_name="sentence")
     with pytest.raises(ValueError, match="--tokenizer_name is needed"):
@@ -505,31 +565,38 @@ def test_bad_input(train, script, checkpoint, data, tmp_path):
     other.save_pretrained(tmp_path / "other_codec")
     with pytest.raises(ValueError, match="codes of another codec"):
         train("e", model_name_or_path=checkpoint, codec_name=tmp_path / "other_codec")
-    processor = SledProcessor.from_pretrained(checkpoint)
-    processor.tokenizer.add_tokens(["new"])
-    model = SledForSpeechSynthesis.from_pretrained(checkpoint)
-    model.config.vocab_size = 700
-    with pytest.raises(ValueError, match="tokenizer does not match the checkpoint: its vocab_size is 760"):
-        script.check_tokenizer(processor.tokenizer, model.config)
+    with pytest.raises(ValueError, match="--hub_token would be published"):
+        train("f", model_name_or_path=checkpoint, hub_token="hf_of_nobody")
+    config = json.loads((checkpoint / "config.json").read_text())
+    other = shutil.copytree(checkpoint, tmp_path / "other_model")
+    (other / "config.json").write_text(json.dumps({**config, "eos_token_id": 3}))
+    with pytest.raises(ValueError, match="tokenizer does not match the checkpoint: its eos_token_id is 2"):
+        train("g", model_name_or_path=other)
 
 
-def test_a_recipe_is_read_and_overruled(script, tmp_path):
-    (tmp_path / "recipe.yaml").write_text("dataset_name: codes\nlearning_rate: 5e-4\nmax_steps: 7\n")
-    _, data_args, training_args = script.parse_arguments(
-        [str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path), "--max_steps", "3", "--use_cpu"]
+def parse(*arguments):
+    return parse_recipe([SledModelArguments, SledDataArguments, SledTrainingArguments], list(map(str, arguments)))
+
+
+def test_a_recipe_is_read_and_overruled(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "dataset_name: codes\nlearning_rate: 5e-4\nmax_steps: 7\nbf16: false\nlogging_first_step: true\n"
     )
+    _, data_args, training_args = parse(recipe, "--output_dir", tmp_path, "--max_steps", 3, "--use_cpu")
     assert (data_args.dataset_name, training_args.learning_rate, training_args.max_steps) == ("codes", 5e-4, 3)
-    (tmp_path / "recipe.yaml").write_text("learning_rat: 5e-4\n")
+    assert training_args.logging_first_step and not training_args.bf16
+    recipe.write_text("learning_rat: 5e-4\n")
     with pytest.raises(ValueError, match="learning_rat"):
-        script.parse_arguments([str(tmp_path / "recipe.yaml")])
+        parse(recipe, "--output_dir", tmp_path, "--dataset_name", "codes")
 
 
 @pytest.mark.parametrize(
     ("recipe", "steps", "rate", "warmup"), [("offline", 300_000, 5e-4, 32_000), ("interleaved", 100_000, 3e-4, 10_000)]
 )
-def test_the_released_recipes(script, tmp_path, recipe, steps, rate, warmup):
-    command = [str(RECIPES / f"{recipe}.yaml"), "--dataset_name", "codes", "--output_dir", str(tmp_path), "--use_cpu"]
-    model_args, _, args = script.parse_arguments(command)
+def test_the_released_recipes(tmp_path, recipe, steps, rate, warmup):
+    command = [RECIPES / f"{recipe}.yaml", "--dataset_name", "codes", "--output_dir", tmp_path, "--use_cpu"]
+    model_args, _, args = parse(*command)
     assert (args.max_steps, args.learning_rate, args.warmup_steps) == (steps, rate, warmup)
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 0.01, 1.0)
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == 512

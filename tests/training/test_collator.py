@@ -1,6 +1,7 @@
 """The training collator: batches of waveforms or codes, padded for the model."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ import soundfile
 import torch
 from transformers import EncodecModel
 
-from transformers_sled.data_sled import SledDataCollator, extract_codes
 from transformers_sled.processing_sled import SledProcessor
+from transformers_sled.training import SledDataCollator, extract_codes
 
 
-GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 RATE = 24000
 TEXTS = ["Stop.", "The dog barked all night, and she left </s> at once."]
 LENGTHS = [9000, 15017]
@@ -92,15 +93,46 @@ def test_audio_in_any_form(processor, waveforms, tmp_path, form):
         np.testing.assert_array_equal(batch["input_values"][0, 0], waveforms[0])
 
 
+class Decoder:
+    """What an audio column of `datasets` gives: a decoder of torchcodec."""
+
+    def __init__(self, samples, sampling_rate):
+        self.samples = SimpleNamespace(data=torch.from_numpy(samples)[None], sample_rate=sampling_rate)
+
+    def get_all_samples(self):
+        return self.samples
+
+
+@pytest.mark.parametrize("form", ["int16", "samples_by_channels", "channels_by_samples", "decoder", "rate_and_array"])
+def test_audio_follows_the_rules_of_a_prompt(processor, waveforms, form):
+    waveform = waveforms[0]
+    channels = np.stack([1.5 * waveform, 0.5 * waveform])
+    audio = {
+        "int16": {"array": (waveform * 32768).round().astype(np.int16), "sampling_rate": RATE},
+        "samples_by_channels": {"array": channels.T, "sampling_rate": RATE},
+        "channels_by_samples": {"array": channels, "sampling_rate": RATE},
+        "decoder": Decoder(waveform, RATE),
+        "rate_and_array": (RATE, waveform),
+    }[form]
+    batch = SledDataCollator(processor)([{"text": TEXTS[0], "audio": audio}])
+    assert batch["input_values"].shape == (1, 1, len(waveform))
+    np.testing.assert_allclose(batch["input_values"][0, 0], waveform, atol=1e-4 if form == "int16" else 1e-7)
+    prompt = processor("More.", prompt_text=TEXTS[0], prompt_audio=[audio])["prompt_values"]
+    np.testing.assert_array_equal(prompt[0, 0, : len(waveform)], batch["input_values"][0, 0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"text": " "}, "example 'u1' must have a `text`"),
         ({"text": None}, "example 'u1' must have a `text`"),
         ({"audio": None}, "example 'u1' must have `audio`"),
-        ({"audio": "nowhere.wav"}, "`audio` of example 'u1' cannot be used: audio file is missing: nowhere.wav"),
-        ({"audio": {"array": np.full(900, np.nan), "sampling_rate": RATE}}, "example 'u1' cannot be used"),
-        ({"audio": {"array": np.zeros(0), "sampling_rate": RATE}}, "example 'u1' cannot be used: empty audio"),
+        ({"audio": "nowhere.wav"}, "`audio of example 'u1'` 'nowhere.wav' does not exist"),
+        (
+            {"audio": {"array": np.full(900, np.nan), "sampling_rate": RATE}},
+            "`audio of example 'u1'` has values that are not finite",
+        ),
+        ({"audio": {"array": np.zeros(0), "sampling_rate": RATE}}, "`audio of example 'u1'` must not be empty"),
     ],
 )
 def test_bad_audio_is_named(processor, waveforms, change, message):

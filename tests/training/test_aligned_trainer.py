@@ -1,5 +1,7 @@
-"""The small voice's own scripts: pairs of utterances, alignments of text and speech, and training with them."""
+"""The small voice's own training: pairs of utterances, alignments of text and speech, and training with them."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,21 +10,34 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
+from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel, set_seed
 
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
-from transformers_sled.data_sled import SledDataCollator, load_source, prepare_dataset
-from transformers_sled.streaming_sled import encode_text
+from transformers_sled.text_sled import encode_text
+from transformers_sled.training import (
+    AlignedTrainer,
+    AlignmentArguments,
+    PreparationArguments,
+    SledDataArguments,
+    SledDataCollator,
+    SledModelArguments,
+    SledTrainingArguments,
+    align_text,
+    change_codec,
+    join_utterances,
+    load_model,
+    load_source,
+    load_splits,
+    parse_recipe,
+    prepare_dataset,
+)
+from transformers_sled.training.aligned_trainer import locate
+from transformers_sled.training.alignment import align
 
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "fixtures" / "golden"
-sys.path.append(str(ROOT / "examples" / "tiny_voice"))
-
-import align_text  # noqa: E402
-import change_codec  # noqa: E402
-import join_utterances  # noqa: E402
-import train_aligned  # noqa: E402
+TESTS = Path(__file__).parents[1]
+GOLDEN = TESTS / "fixtures" / "golden"
+EXAMPLES = TESTS.parent / "examples" / "tiny_voice"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +55,7 @@ def data(tmp_path_factory):
         for index in range(8)
     ]
     codec = EncodecModel.from_pretrained(GOLDEN / "codec").eval()
-    prepare_dataset(datasets.Dataset.from_list(rows), folder, codec, min_duration=0.0)
+    prepare_dataset(datasets.Dataset.from_list(rows), codec, PreparationArguments(str(folder), min_duration=0.0))
     return folder
 
 
@@ -58,38 +73,41 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+def run_command(script, *words):
+    run = subprocess.run([sys.executable, EXAMPLES / script, *map(str, words)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def align_data(data, checkpoint, labels=None):
+    codec = EncodecModel.from_pretrained(GOLDEN / "codec")
+    return align_text(load_source(str(data)), AutoTokenizer.from_pretrained(checkpoint), codec, labels, 2)
+
+
 @pytest.fixture(scope="module")
 def alignments(data, checkpoint, tmp_path_factory):
     """The file that align_text.py writes for the data."""
     output = tmp_path_factory.mktemp("alignments") / "alignments.parquet"
     words = ["--dataset", data, "--tokenizer", checkpoint, "--codec", GOLDEN / "codec", "--output", output]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["align_text.py", *map(str, words), "--iterations", "2"])
-        align_text.main()
+    run_command("align_text.py", *words, "--iterations", 2)
     return output
 
 
 @pytest.fixture(scope="module")
 def alignments_with_phonemes(data, checkpoint, tmp_path_factory):
     """The same with phonemes, 60 labels a second, which change every quarter of a second."""
-    folder = tmp_path_factory.mktemp("phonemes")
+    output = tmp_path_factory.mktemp("phonemes") / "alignments.parquet"
     features = datasets.Features(
-        id=datasets.Value("string"), phonemes=datasets.List(datasets.ClassLabel(names=["sil", "a", "b"]))
+        id=datasets.Value("string"), phonemes=datasets.Sequence(datasets.ClassLabel(names=["sil", "a", "b"]))
     )
     rows = [{"id": f"u+{index}", "phonemes": [(time // 15) % 3 for time in range(60)]} for index in range(8)]
-    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "labels.parquet")
-    output = folder / "alignments.parquet"
-    words = ["--dataset", data, "--tokenizer", checkpoint, "--codec", GOLDEN / "codec", "--output", output]
-    words += ["--labels", folder / "labels.parquet", "--iterations", "2"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["align_text.py", *map(str, words)])
-        align_text.main()
+    align_data(data, checkpoint, datasets.Dataset.from_list(rows, features=features)).to_parquet(output)
     return output
 
 
 @pytest.fixture
-def train(data, checkpoint, alignments, tmp_path, monkeypatch):
-    def run(**changes):
+def arguments(data, checkpoint, alignments, tmp_path):
+    def build(**changes):
         values = {
             "alignments": alignments,
             "aligned_layers": "1",
@@ -110,9 +128,28 @@ def train(data, checkpoint, alignments, tmp_path, monkeypatch):
             for name, value in values.items()
             for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
         ]
-        flags = ["--do_train", "--use_cpu", "--disable_tqdm", "true"]
-        monkeypatch.setattr(sys, "argv", ["train_aligned.py", *words, *flags])
-        train_aligned.main()
+        return [*words, "--do_train", "--use_cpu", "--disable_tqdm", "true"]
+
+    return build
+
+
+@pytest.fixture
+def train(arguments, tmp_path):
+    """Does what the example does in this process and returns its folder."""
+
+    def run(**changes):
+        types = [AlignmentArguments, SledModelArguments, SledDataArguments, SledTrainingArguments]
+        alignment_args, model_args, data_args, args = parse_recipe(types, arguments(**changes))
+        set_seed(args.seed)
+        model, processor = load_model(model_args)
+        trainer = AlignedTrainer(
+            model,
+            args,
+            train_dataset=load_splits(data_args, args, model, processor)[0],
+            processing_class=processor,
+            alignment_args=alignment_args,
+        )
+        trainer.run()
         return tmp_path / "out"
 
     return run
@@ -124,13 +161,13 @@ def read_alignments(path):
 
 
 @pytest.fixture
-def join(data, tmp_path, monkeypatch):
-    def run(**changes):
-        values = {"dataset": data, "output-dir": tmp_path / "joined", "num-pairs": 5, **changes}
-        words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["join_utterances.py", *words])
-        join_utterances.main()
-        return tmp_path / "joined"
+def join(data, tmp_path):
+    def run(folder=data, output_dir=tmp_path / "joined", num_pairs=5, **changes):
+        if "alignments" in changes:
+            changes["alignments"] = load_source(str(changes["alignments"]))
+            changes["tokenizer"] = AutoTokenizer.from_pretrained(GOLDEN / "offline")
+        join_utterances(folder, output_dir, num_pairs=num_pairs, **changes)
+        return output_dir
 
     return run
 
@@ -152,12 +189,15 @@ def test_pairs_are_one_speaker_saying_one_after_the_other(data, join):
 
 
 def test_pairs_are_not_longer_than_asked_for(join):
-    joined = load_source(str(join(**{"num-pairs": 100, "max-frames": 94})))
+    joined = load_source(str(join(num_pairs=100, max_frames=94)))
     assert len(joined) > 8 and max(joined["length"][:]) <= 94
 
 
-def test_pairs_have_alignments_and_are_trained_on(train, join, alignments, checkpoint):
-    folder = join(alignments=alignments, tokenizer=checkpoint)
+def test_pairs_have_alignments_and_are_trained_on(data, arguments, alignments, checkpoint, tmp_path):
+    folder = tmp_path / "joined"
+    words = ["--alignments", alignments, "--tokenizer", checkpoint, "--num-pairs", 5]
+    stdout = run_command("join_utterances.py", "--dataset", data, "--output-dir", folder, *words)
+    assert stdout.strip() == f"{folder}: 8 utterances and 5 pairs"
     paths = read_alignments(folder / "alignments.parquet")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     rows = {row["id"]: row for row in load_source(str(folder))}
@@ -171,13 +211,14 @@ def test_pairs_have_alignments_and_are_trained_on(train, join, alignments, check
         assert [len(tokens) - index for index in paths[name][-len(paths[second]) :]] == [
             len(parts) - index for index in paths[second]
         ]
-    train(dataset_name=folder, alignments=folder / "alignments.parquet", max_steps=4)
-    assert (folder.parent / "out" / "model.safetensors").is_file()
+    changes = {"dataset_name": folder, "alignments": folder / "alignments.parquet", "max_steps": 4}
+    run_command("train_aligned.py", *arguments(**changes))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_phonemes_go_with_the_alignments(data, alignments, alignments_with_phonemes, join, checkpoint):
+def test_phonemes_go_with_the_alignments(data, alignments, alignments_with_phonemes, join):
     assert read_alignments(alignments_with_phonemes) == read_alignments(alignments)
-    folder = join(alignments=alignments_with_phonemes, tokenizer=checkpoint)
+    folder = join(alignments=alignments_with_phonemes)
     table = datasets.Dataset.from_parquet(str(folder / "alignments.parquet"))
     assert table.features["phonemes"].feature.names == ["sil", "a", "b"]
     phonemes = dict(zip(table["id"][:], table["phonemes"][:], strict=True))
@@ -191,21 +232,16 @@ def test_phonemes_go_with_the_alignments(data, alignments, alignments_with_phone
 
 def test_phonemes_are_learned_by_a_layer_that_is_not_kept(train, alignments_with_phonemes):
     output = train(alignments=alignments_with_phonemes, max_steps=40)
-    log = train_aligned.train_sled.json.loads((output / "trainer_state.json").read_text())["log_history"]
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
     losses = [entry["phoneme_loss"] for entry in log if "phoneme_loss" in entry]
     assert losses[-1] < 0.8 * losses[0]
     model = SledForSpeechSynthesis.from_pretrained(output)
     assert load_file(output / "model.safetensors").keys() == model.state_dict().keys()
 
 
-def test_labels_of_other_data_are_refused(data, checkpoint, tmp_path, monkeypatch):
-    datasets.Dataset.from_dict({"id": ["other"], "phonemes": [[0]]}).to_parquet(tmp_path / "labels.parquet")
-    words = ["--dataset", data, "--tokenizer", checkpoint, "--codec", GOLDEN / "codec", "--iterations", "1"]
-    words += ["--labels", tmp_path / "labels.parquet", "--output", tmp_path / "alignments.parquet"]
-    monkeypatch.setattr(sys, "argv", ["align_text.py", *map(str, words)])
-    with pytest.raises(SystemExit, match="has no labels of 8 utterances"):
-        align_text.main()
-    assert not (tmp_path / "alignments.parquet").exists()
+def test_labels_of_other_data_are_refused(data, checkpoint):
+    with pytest.raises(ValueError, match="no labels of 8 utterances"):
+        align_data(data, checkpoint, datasets.Dataset.from_dict({"id": ["other"], "phonemes": [[0]]}))
 
 
 def test_a_changed_codec_with_turned_latents_changes_nothing(checkpoint):
@@ -227,7 +263,7 @@ def test_a_changed_codec_with_turned_latents_changes_nothing(checkpoint):
     hidden_states = torch.randn(1, 7, model.config.hidden_size, generator=generator)
     with torch.no_grad():
         read, written = model.embed_latents(old_latents), model.generative_head(hidden_states, noise)
-        explained = change_codec.change(model, codec, audio)
+        explained = change_codec(model, codec, audio)
         new_latents = old_latents @ turn.T + 0.5
         torch.testing.assert_close(model.embed_latents(new_latents), read, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(
@@ -243,21 +279,22 @@ def test_a_changed_codec_with_turned_latents_changes_nothing(checkpoint):
 
 def test_a_codec_of_another_frame_rate_is_refused(checkpoint):
     model = SledForSpeechSynthesis.from_pretrained(checkpoint)
-    codec = EncodecModel.from_pretrained(ROOT / "examples" / "tiny_voice" / "codec")
+    codec = EncodecModel.from_pretrained(EXAMPLES / "codec")
     with pytest.raises(ValueError, match="`hop_length` is 320 in the old codec and 800 in the new"):
-        change_codec.change(model, codec, [])
+        change_codec(model, codec, [])
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"max-frames": 50}, "has two utterances of 50 frames together"),
-        ({"dataset": GOLDEN}, "was not written by prepare_data.py"),
-        ({"output-dir": GOLDEN}, "is already there"),
+        ({"max_frames": 50}, "has two utterances of 50 frames together"),
+        ({"folder": GOLDEN}, "was not written by prepare_data.py"),
+        ({"output_dir": GOLDEN}, "is already there"),
+        ({"tokenizer": "given"}, "`alignments` and `tokenizer` need each other"),
     ],
 )
 def test_pairs_that_cannot_be_made_are_refused(join, tmp_path, changed, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(ValueError, match=message):
         join(**changed)
     assert not (tmp_path / "joined").exists()
 
@@ -275,15 +312,15 @@ def test_alignment_finds_what_was_said():
         features.append(means[row[path]] + torch.randn(len(path), 6, generator=generator))
         states.append(row)
         truth.append(path)
-    found = align_text.align(features, states, 12, num_iterations=10)
+    found = align(features, states, 12, num_iterations=10)
     assert [len(path) for path in found] == [len(path) for path in truth]
     assert (torch.cat(found) == torch.cat(truth)).float().mean() > 0.95
 
 
 def test_alignments_visit_every_token_in_order(data, checkpoint, alignments):
-    rows = datasets.load_dataset("parquet", data_files=str(data / "data" / "*.parquet"), split="train")
+    rows = load_source(str(data))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    found = datasets.load_dataset("parquet", data_files=str(alignments), split="train")
+    found = load_source(str(alignments))
     assert found["id"][:] == rows["id"][:]
     for row, alignment in zip(rows, found["alignment"][:], strict=True):
         assert len(alignment) == row["length"]
@@ -293,7 +330,7 @@ def test_alignments_visit_every_token_in_order(data, checkpoint, alignments):
 
 @pytest.fixture
 def batch(data, checkpoint):
-    rows = datasets.load_dataset("parquet", data_files=str(data / "data" / "*.parquet"), split="train")
+    rows = load_source(str(data))
     return SledDataCollator(SledProcessor.from_pretrained(checkpoint))([rows[0], rows[3]])
 
 
@@ -312,7 +349,7 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
     num_tokens, num_frames = text_mask.sum(dim=1), frame_mask.sum(dim=1)
     alignment = torch.arange(batch["audio_codes_mask"].shape[1]) * num_tokens[:, None] // num_frames[:, None]
     alignment = alignment.masked_fill(~frame_mask, -1)
-    target = train_aligned.locate(model, alignment, text_mask, frame_mask, num_heads=3, forced_share=1.0)
+    target = locate(model, alignment, text_mask, frame_mask, num_heads=3, forced_share=1.0)
     model.model.layers[1].self_attn.alignment = target
     # The second row without its text but for the last token.
     model._drop_text = lambda ids, mask, count: (
@@ -333,16 +370,10 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
     assert target.is_visible[0].sum(dim=-1).tolist() == 3 * [num_frames[0]]
 
 
-def test_alignments_of_pairs_need_their_tokenizer(join, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        join(tokenizer=GOLDEN / "offline")
-    assert "--alignments and --tokenizer need each other" in capsys.readouterr().err
-
-
 def test_pairs_without_alignments_of_their_parts_are_refused(join, tmp_path):
     datasets.Dataset.from_dict({"id": ["other"], "alignment": [[0]]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(SystemExit, match="has no utterances of the pairs"):
-        join(alignments=tmp_path / "other.parquet", tokenizer=GOLDEN / "offline")
+    with pytest.raises(ValueError, match="has no utterances of the pairs"):
+        join(alignments=tmp_path / "other.parquet")
     assert not (tmp_path / "joined").exists()
 
 
@@ -355,7 +386,7 @@ def test_interleaved_text_is_looked_at_once_it_is_read(checkpoint, batch):
     index = torch.arange(frame_mask.shape[1])
     alignment = torch.minimum(4 * index * num_tokens[0] // num_frames[0], num_tokens[0] - 1)
     alignment = torch.stack([alignment.masked_fill(~frame_mask[0], -1), torch.full_like(alignment, -1)])
-    target = train_aligned.locate(model, alignment, text_mask, frame_mask, num_heads=3, forced_share=1.0)
+    target = locate(model, alignment, text_mask, frame_mask, num_heads=3, forced_share=1.0)
     model.model.layers[1].self_attn.alignment = target
     attention = model(**batch, output_attentions=True).attentions[1]
     text_positions, frame_positions = model._get_positions(text_mask, frame_mask, num_tokens, num_frames)
@@ -374,7 +405,7 @@ def test_interleaved_text_is_looked_at_once_it_is_read(checkpoint, batch):
 
 def test_heads_learn_the_alignment(train):
     output = train(forced_share=0.5, alignment_steps=20, alignment_weight=1.0)
-    log = train_aligned.train_sled.json.loads((output / "trainer_state.json").read_text())["log_history"]
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
     losses = [entry["attention_loss"] for entry in log if "attention_loss" in entry]
     assert losses[-1] < 0.7 * losses[0]
     model = SledForSpeechSynthesis.from_pretrained(output)
@@ -403,7 +434,7 @@ def test_alignments_of_other_data_are_refused(train, tmp_path):
 
 
 def test_alignments_by_another_tokenizer_are_refused(train, alignments, tmp_path):
-    rows = datasets.load_dataset("parquet", data_files=str(alignments), split="train").to_dict()
+    rows = load_source(str(alignments)).to_dict()
     rows["alignment"] = [[min(token, 1) for token in alignment] for alignment in rows["alignment"]]
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="of other codes or another tokenizer"):
