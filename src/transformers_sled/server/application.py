@@ -5,6 +5,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,7 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
 
 from .. import __version__
 from . import deepgram_api, elevenlabs_api, openai_api
@@ -26,6 +28,10 @@ from .settings import ServiceSettings
 
 
 SEND_BUFFER_BYTES = 2**17
+
+PAGE = Path(__file__).parent / "page"
+# Everything that the page needs comes from here.
+PAGE_POLICY = "default-src 'self'; img-src data:; frame-ancestors 'self' https://huggingface.co"
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
@@ -83,6 +89,12 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         RequestBodies, max_bytes=service.settings.max_body_bytes, timeout=service.settings.client_timeout
     )
     app.add_middleware(RequestLog, metrics=service.metrics)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers={"content-security-policy": PAGE_POLICY})
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
     @app.get("/health", responses={503: {"description": "A model does not speak any more: restart the service."}})
     async def health(service: Service) -> JSONResponse:
