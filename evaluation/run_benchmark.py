@@ -45,6 +45,7 @@ from tqdm import tqdm
 from transformers import CompileConfig, DynamicCache, TorchAoConfig
 
 from transformers_sled import SledConfig, SledForSpeechSynthesis, SledProcessor, builtin_voice
+from transformers_sled.cache_sled import CACHE_ARGUMENT
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "offline"
@@ -260,7 +261,7 @@ class GenerationBenchmark:
         start, cpu_start = time.perf_counter(), time.process_time()
         embeds, frames = model.embed_text(ids), []
         for _ in range(configuration.frames):
-            outputs = model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+            outputs = model(inputs_embeds=embeds, use_cache=True, **{CACHE_ARGUMENT: cache})
             latents = model.generative_head(outputs.last_hidden_state[: configuration.batch, -1], noise)
             frames.append(latents)
             embeds = model.embed_latents(latents[:, None]).repeat(num_rows // configuration.batch, 1, 1)

@@ -25,7 +25,10 @@ def main() -> None:
     parser.add_argument("--text-file", type=Path, help="file with the text to speak")
     parser.add_argument("--prompt-audio", type=Path, help="recording of the voice, a few seconds long")
     parser.add_argument("--prompt-text", help="what the recording says")
-    parser.add_argument("--voice", type=Path, help="voice that was kept with --save-voice, instead of a recording")
+    parser.add_argument(
+        "--voice",
+        help="file that was written by --save-voice, or one of the checkpoint's voices, instead of a recording",
+    )
     parser.add_argument("--save-voice", type=Path, help="file to keep the voice in")
     parser.add_argument("--output", type=Path, default=Path("speech.wav"), help="audio file, its format by extension")
     parser.add_argument(

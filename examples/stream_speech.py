@@ -75,7 +75,7 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
         "--codec", help="Codec of a model that comes without one, if not the one that its config names"
     )
     parser.add_argument("--output", help="Audio file, or - for raw 16-bit PCM on standard output; else the sound card")
-    parser.add_argument("--voice", help="Voice to speak with, a file that `save_voice` has written")
+    parser.add_argument("--voice", help="Voice to speak with: one of the checkpoint's, or a file with one")
     parser.add_argument("--prompt-audio", help="Recording of the voice to speak with")
     parser.add_argument("--prompt-text", help="What the recording says")
     parser.add_argument(

@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument(
         "--model", default=builtin_voice(), help="checkpoint: Hub repository or folder (default: the voice in the box)"
     )
+    parser.add_argument(
+        "--voice", help="one of the checkpoint's voices, or a file with one (default: the checkpoint's default voice)"
+    )
     parser.add_argument("--codec", help="codec, where the checkpoint's own is not to be used: repository or folder")
     parser.add_argument(
         "--guidance-scale", type=float, help="how closely to follow the text; 1 is off (default: the checkpoint's own)"
@@ -57,8 +60,9 @@ def speak(text: str, arguments: argparse.Namespace) -> None:
     names = ("guidance_scale", "temperature")
     options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     start = time.perf_counter()
+    voice = {} if arguments.voice is None else processor.load_voice(arguments.voice)
     (audio,) = model.generate(
-        **processor(text),
+        **processor(text, **voice),
         generator=None if arguments.seed is None else torch.Generator().manual_seed(arguments.seed),
         **options,
     )

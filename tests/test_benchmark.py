@@ -1,4 +1,4 @@
-"""The benchmark: what it accepts, what it writes; and what it rests on: the growing cache, compiled and int8 steps."""
+"""The benchmark: what it accepts, what it writes; and what it rests on: compiled and int8 steps."""
 
 import argparse
 import json
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CompileConfig, DynamicCache, StaticCache, TorchAoConfig
+from transformers import CompileConfig, TorchAoConfig
 
-from transformers_sled import SledConfig, SledForSpeechSynthesis, SledModel, SledProcessor
-from transformers_sled.generation_sled import _GrowingLayer
+from transformers_sled import SledForSpeechSynthesis, SledProcessor
 
 
 ROOT = Path(__file__).parents[1]
@@ -121,65 +120,6 @@ def test_streaming_text_needs_an_interleaved_checkpoint(checkpoint, tmp_path):
     arguments = ["generation", "--model", str(checkpoint), "--output-dir", str(tmp_path)]
     with pytest.raises(RuntimeError, match="interleaved"):
         run_benchmark.main([*arguments, "--configuration", "mode=stream-text"])
-
-
-def test_growing_cache_holds_what_the_dynamic_cache_holds():
-    torch.manual_seed(0)
-    expected, cache = DynamicCache(), DynamicCache()
-    cache.layers = [_GrowingLayer()]
-    for step, length in enumerate((5, 1, 1, 90, 1, 1)):
-        key, value = torch.randn(2, expected.layers[0].keys.shape[0] if step else 4, 2, length, 8)
-        outputs = [one.update(key, value, 0) for one in (expected, cache)]
-        for states, grown in zip(*outputs, strict=True):
-            torch.testing.assert_close(grown, states, rtol=0, atol=0)
-        assert cache.get_seq_length() == expected.get_seq_length()
-        if step == 2:
-            for one in (expected, cache):
-                one.batch_select_indices(torch.tensor([3, 1]))
-        if step == 3:
-            for one in (expected, cache):
-                one.batch_repeat_interleave(2)
-    cache.reset()
-    assert cache.get_seq_length() == 0
-    key, value = torch.randn(2, 1, 2, 3, 8)
-    torch.testing.assert_close(cache.update(key, value, 0)[1], value, rtol=0, atol=0)
-
-
-def test_default_cache_grows_and_other_caches_are_left_alone():
-    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
-    expected = generate(model, past_key_values=DynamicCache(config=model.config))
-    caches = []
-    handle = model.model.register_forward_hook(lambda module, args, output: caches.append(output.past_key_values))
-    torch.testing.assert_close(generate(model), expected, rtol=0, atol=1e-5)
-    handle.remove()
-    assert all(type(layer) is _GrowingLayer for layer in caches[0].layers)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
-@pytest.mark.parametrize("num_key_value_heads", [4, 2])
-def test_attention_in_half_precision(dtype, cache_class, num_key_value_heads):
-    """The path for half precision on CPU against the base class's attention in float32, with a row padded on the left."""
-    torch.manual_seed(0)
-    config = SledConfig.from_pretrained(GOLDEN / "offline", num_key_value_heads=num_key_value_heads)
-    model = SledModel(config).eval()
-    embeds = torch.randn(2, 9, config.hidden_size).to(dtype)
-    mask = torch.tensor([[1] * 9, [0] * 3 + [1] * 6])
-
-    def run(model):
-        options = {"max_cache_len": 16} if cache_class is StaticCache else {}
-        options = {"past_key_values": cache_class(config=config, **options), "use_cache": True}
-        steps = [
-            model(inputs_embeds=embeds[:, start:end].to(model.dtype), attention_mask=mask[:, :end], **options)
-            for start, end in ((0, 7), (7, 8), (8, 9))
-        ]
-        # The padding's own states mean nothing.
-        return torch.cat([step.last_hidden_state.float() for step in steps], dim=1)[mask.bool()]
-
-    with torch.no_grad():
-        expected = run(model)
-        actual = run(model.to(dtype))
-    assert (actual - expected).norm() / expected.norm() < 0.03
 
 
 @pytest.mark.slow

@@ -47,8 +47,8 @@ def test_synthesize_takes_text_from_everywhere(tmp_path):
 
 def test_the_voice_in_the_box_is_the_default(tmp_path):
     prompts = Path(builtin_voice()).parent / "prompts"
-    prompt_text = (prompts / "bf_emma.txt").read_text().strip()
-    prompt = ["--prompt-audio", prompts / "bf_emma.flac", "--prompt-text", prompt_text]
+    prompt_text = (prompts / "af_heart.txt").read_text().strip()
+    prompt = ["--prompt-audio", prompts / "af_heart.flac", "--prompt-text", prompt_text]
     for script, options, standard_input in (
         ("synthesize.py", ["She left."], None),
         ("clone_voice.py", ["She left.", *prompt], None),
@@ -68,7 +68,11 @@ def test_clone_voice_keeps_a_voice_and_uses_it_again(tmp_path):
     voice = ["--voice", "voice.safetensors"]
     result = run("clone_voice.py", "The dog.", *voice, "--output", "b.wav", *CHECKPOINT, folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    np.testing.assert_allclose(*(soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b.wav")), atol=1e-4)
+    result = run("synthesize.py", "The dog.", *voice, "--output", "c.wav", *CHECKPOINT, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    expected = soundfile.read(tmp_path / "a.wav")[0]
+    for name in ("b.wav", "c.wav"):
+        np.testing.assert_allclose(soundfile.read(tmp_path / name)[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,7 @@ def test_clone_voice_keeps_a_voice_and_uses_it_again(tmp_path):
         ("clone_voice.py", ["Hello.", "--prompt-audio", "voice.wav"], "--prompt-text"),
         ("clone_voice.py", ["Hello.", "--output", "missing/a.wav"], "missing/a.wav"),
         ("clone_voice.py", ["Hello.", "--voice", "missing.safetensors"], "`path`"),
+        ("synthesize.py", ["Hello.", "--voice", "nobody"], "`path` must be one of the voices [] or a file"),
     ],
 )
 def test_bad_input_gets_one_line(script, arguments, named, tmp_path):

@@ -315,6 +315,55 @@ model.push_to_hub("somebody/voice", revision="next")
 assert isinstance(AutoModelForTextToWaveform.from_pretrained("somebody/voice", revision="next"), SledForSpeechSynthesis)
 """
 
+# Voices by name.
+VOICES = """
+import os, sys
+import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from transformers import AutoProcessor
+from transformers_sled import SledProcessor
+
+golden, is_offline = sys.argv[1], constants.HF_HUB_OFFLINE
+
+def is_downloaded(name):
+    return isinstance(try_to_load_from_cache("somebody/voices", f"voices/{name}.safetensors"), str)
+
+if not is_offline:
+    processor = SledProcessor.from_pretrained(f"{golden}/offline")
+    processor.push_to_hub("somebody/voices")
+    assert SledProcessor.from_pretrained("somebody/voices").voices == []
+    for name, num_frames in (("anna", 4), ("ben", 5)):
+        processor.save_voice(prompt_text=f"I am {name}.", prompt_latents=torch.ones(1, num_frames, 32), name=name)
+    processor.default_voice = "ben"
+    processor.push_to_hub("somebody/voices")
+    assert {f"voices/{name}.safetensors" for name in ("anna", "ben")} <= set(HfApi().list_repo_files("somebody/voices"))
+    # Into a folder that holds one of them, too.
+    processor.save_pretrained("folder")
+    processor.save_voice(prompt_text="I am carl.", prompt_latents=torch.ones(1, 6, 32), name="carl")
+    processor.save_pretrained("folder", push_to_hub=True, repo_id="somebody/more")
+    assert SledProcessor.from_pretrained("somebody/more").voices == ["anna", "ben", "carl"]
+    assert SledProcessor.from_pretrained("somebody/voices", revision=HfApi().model_info("somebody/voices").sha).voices
+
+loaded = AutoProcessor.from_pretrained("somebody/voices")
+assert loaded.default_voice == "ben"
+if is_offline:
+    assert loaded.voices == ["ben"], loaded.voices
+else:
+    assert loaded.voices == ["anna", "ben"] and not is_downloaded("anna") and not is_downloaded("ben")
+assert loaded("Hello.")["prompt_latents"].shape == (1, 5, 32)
+assert is_downloaded("ben") and not is_downloaded("anna")
+"""
+
+
+def test_voices_by_name_from_the_hub(tmp_path):
+    with Hub() as hub:
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": 1}
+        run(VOICES, GOLDEN, cwd=tmp_path, **environment)
+        run(VOICES, GOLDEN, cwd=tmp_path, HF_HUB_OFFLINE=1, **environment)
+    # Without a network, though it has not been switched off.
+    run(VOICES.replace("constants.HF_HUB_OFFLINE", "True"), GOLDEN, cwd=tmp_path, **environment)
+
+
 # Code of the Hub where this package cannot be imported.
 WITH_CODE = """
 import sys

@@ -1,5 +1,7 @@
 """`pipeline("text-to-speech")`: single texts, lists, batches, voice prompts, and none of the traps on the way."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,48 @@ def pipe(checkpoint):
 def test_has_its_own_processor_and_rate(pipe):
     assert isinstance(pipe.processor, SledProcessor) and isinstance(pipe.model, SledForSpeechSynthesis)
     assert pipe.sampling_rate == 24_000
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["processor"], ["tokenizer"], ["tokenizer", "processor"], ["feature_extractor"], ["processor as tokenizer"], []],
+)
+def test_a_model_in_memory_has_a_full_processor(pipe, names):
+    processor = pipe.processor
+    parts = {
+        "processor": processor,
+        "tokenizer": processor.tokenizer,
+        "feature_extractor": processor.feature_extractor,
+    }
+    given = {"tokenizer": processor} if names == ["processor as tokenizer"] else {name: parts[name] for name in names}
+    other = pipeline("text-to-speech", model=pipe.model, **given)
+    assert isinstance(other.processor, SledProcessor) and other.sampling_rate == 24_000
+    assert other.tokenizer is other.processor.tokenizer
+    with pytest.raises(ValueError, match=r"`prompt_audio` 'nowhere.wav' does not exist"):
+        other(TEXTS[0], preprocess_params={"prompt_text": "x", "prompt_audio": "nowhere.wav"})
+    voice = {"prompt_text": "And this.", "prompt_audio": VOICE, "sampling_rate": 16_000}
+    inputs = other.preprocess(TEXTS[0], **voice)
+    assert torch.equal(inputs["prompt_values"], processor(TEXTS[0], **voice)["prompt_values"])
+
+
+def test_a_model_from_nowhere_needs_a_tokenizer(pipe):
+    model = SledForSpeechSynthesis(pipe.model.config.__class__.from_dict({**pipe.model.config.to_dict()}))
+    model.config.name_or_path = ""
+    with pytest.raises(ValueError, match="`processor` is missing"):
+        pipeline("text-to-speech", model=model)
+    with pytest.raises(ValueError, match="`processor` must be a `SledProcessor`, got EncodecFeatureExtractor"):
+        pipeline("text-to-speech", model=model, processor=pipe.processor.feature_extractor)
+    made = pipeline("text-to-speech", model=model, tokenizer=pipe.processor.tokenizer).processor
+    assert made.to_dict() == pipe.processor.to_dict()
+
+
+def test_a_processor_that_cannot_be_loaded_is_not_replaced(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    (tmp_path / "broken" / "processor_config.json").write_text(
+        '{"processor_class": "SledProcessor", "hop_length": 320'
+    )
+    with pytest.raises((OSError, ValueError), match=r"processor_config\.json"):
+        pipeline("text-to-speech", model=tmp_path / "broken")
 
 
 def test_equals_generate(pipe):

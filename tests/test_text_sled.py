@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerFast, RobertaTokenizer
 
-from transformers_sled import SledProcessor, text_sled
+from transformers_sled import SledProcessor, normalization_sled, text_sled
 from transformers_sled.text_sled import (
     TEXT_BYTES_PER_SECOND,
     SledIncrementalTokenizer,
+    SledTextReader,
     SledTextSource,
     encode_text,
 )
@@ -188,7 +189,7 @@ def test_no_text_after_the_end():
 # Parts
 
 
-LIMITS = [(2048, None), (400, None), (200, None), (2048, 6.0), (2048, 2.0), (300, 3.0), (240, 1.5)]
+LIMITS = [(2048, None), (400, None), (220, None), (2048, 6.0), (2048, 2.0), (300, 3.0), (240, 1.5)]
 SENTENCES = [
     *[
         "The dog barked all night.",
@@ -364,6 +365,194 @@ def test_a_source_with_nothing_to_say(pieces):
         source.push(piece)
     with pytest.raises(ValueError, match="`text`"):
         source.finish()
+
+
+# Cleaning
+
+
+def clean(text: str, cuts: list[int] = (), **kwargs) -> str:
+    reader = SledTextReader(**kwargs)
+    words = [word for piece in split(len(text), cuts) for word in reader.push(text[piece])]
+    return "".join(words + reader.finish())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  The\tdog \u00a0barked\u3000all\u2009night.\r\n", "The dog barked all night."),
+        ("\ufeffThe\u200b d\u00ado\u2060g\u200f \x00bark\x07ed.", "The dog barked."),
+        ("It is late.\r\n\r\nThe dog\nbarked.\u2029Yes.", "It is late.\n\nThe dog barked.\n\nYes."),
+        ("cafe\u0301 \ufb01ne \U0001d407\U0001d41e \uff21\uff11", "café fine He A1"),
+        ("\u201cWell\u2026\u201d she said, \u2018no\u2019. Don\u2019t!", "\"Well...\" she said, 'no'. Don't!"),
+        ("A dog \u2014 a big one\u2014barked -- twice - here", "A dog, a big one, barked, twice, here"),
+        ("1990\u20131995, New York\u2013London, \u22125, well-known", "1990-1995, New York-London, -5, well-known"),
+        ("Hi\U0001f44bthere \U0001f469\u200d\U0001f469\u200d\U0001f467 1\ufe0f\u20e3 \u2192 \u2665 \U0001f1e9\U0001f1ea.", "Hi there 1."),
+        ("What?!?! No!!!! **Now** and _then_.....", "What? No! Now and then..."),
+        ("THE DOG BARKED. SHE DIDN'T HEAR IT.", "The dog barked. She didn't hear it."),
+        ("He works for NASA and the FBI. I said NO.", "He works for NASA and the FBI. I said no."),
+        ("PLEASE CALL THE FBI, CHAPTER IV", "Please call the FBI, chapter IV"),
+        ("<speak><s>The dog.</s> <p>A &amp; B</p><break time='1s'/>Yes.</speak>", "The dog.\n\nA & B\n\nYes."),
+        ("say </s> now <pad>, <mask> and <b>bold</b>", "say </s> now <pad>, <mask> and <b>bold</b>"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
+        ("... \u2014 ?! \U0001f600", ""),
+    ],
+)  # fmt: skip
+def test_cleaning(text, expected):
+    assert clean(text) == expected
+    assert clean(expected) == expected
+
+
+DIRT = [
+    *[" ", "\n", "\r", "\r\n", "\t", "\u2028", "\u200b", "\ufeff", "\u200d", "\u00ad", "\x00", "\u0301", "e\u0301", "\u2014", "--", "-", "\u2013"],
+    *["\u2026", "..", "!?", "'", "''", "\u201c", "*", "_", "`", "\U0001f469\u200d\U0001f467", "\u2192", "\u3002", "<speak>", "<p>", "&amp;", "</s>"],
+    *["THE ", "DOG ", "NASA", "FBI ", "I ", "A ", "STOP", "the dog ", "It is late. ", "5", "IV ", "\ufb01"],
+]  # fmt: skip
+DIRTY = st.lists(
+    st.sampled_from(DIRT) | st.text(st.characters(exclude_categories=["Cs"]), max_size=3), max_size=16
+).map("".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=DIRTY, cuts=CUTS)
+def test_pieces_are_cleaned_as_the_whole(text, cuts):
+    cleaned = clean(text)
+    assert clean(text, cuts) == cleaned
+    assert cleaned == cleaned.strip() and "  " not in cleaned and "\u200b" not in cleaned and "\x00" not in cleaned
+
+
+def test_golden_texts_are_left_alone():
+    golden = json.loads((GOLDEN / "expected.json").read_text())
+    texts = [text for case in golden["cases"].values() for text in case["texts"]] + golden["loss.texts"]
+    for side in ("offline", "streaming"):
+        processor = load_processor(side=side)
+        for text in texts:
+            assert processor.normalize(text) == text and processor.split_text(text) == [text]
+
+
+@pytest.mark.parametrize("text", ["...", "?", "-", "\U0001f600", "\u200b.", "!!! \u2014 ???", "<speak></speak>"])
+def test_text_with_nothing_to_say(text):
+    processor = load_processor()
+    for read in (processor, processor.split_text, lambda text: read_by_pieces(SledTextSource(processor), text, [])):
+        with pytest.raises(ValueError, match="`text` has nothing to say"):
+            read(text)
+    # Inside a longer text it is passed over.
+    assert processor.split_text(f"It is late. {text} The dog barked.")[0].startswith("It is late.")
+    parts = load_processor(max_part_seconds=2.0).split_text(f"It is late.\n\n{text}\n\nThe dog barked.")
+    if not text.startswith("<"):
+        assert parts == ["It is late.", " The dog barked."]
+
+
+# Normalization
+
+
+HARD_LINES = [json.loads(line) for line in Path("evaluation/data/hard_lines.jsonl").read_text().splitlines()]
+
+
+def test_hard_lines_are_read_as_they_should_be():
+    assert len(HARD_LINES) == 200
+    wrong = [line["text"] for line in HARD_LINES if clean(line["text"], normalizer="en") != line["read"]]
+    assert len(wrong) <= 10, wrong
+
+
+HARD_FRAGMENTS = [
+    *["May ", "5", ", 2020 ", "1,234", "$3", ".50", " million ", "p.m. ", "Dr. ", "St. ", "Smith ", "www.", "example.com/a", "a@b.org ", "VIII "],
+    *["King Henry ", "1/2 ", "½", "-5 ", "3.1.2 ", "v2", "555-", "1234 ", "10:30", " am ", "NASA ", "FBI", "e.g. ", "No. ", "%", " km ", "the ", "in 19"],
+    *["94 ", ". ", ", ", " ", "\n\n", "24/7 ", "5'11\" ", "'80s ", "1990s ", "<s> ", "&", " #1 ", "+44 20 ", "I ", "World War ", "H2O "],
+]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    text=st.lists(st.sampled_from(HARD_FRAGMENTS) | st.sampled_from([line["text"] for line in HARD_LINES]), max_size=14).map("".join),
+    cuts=CUTS,
+)  # fmt: skip
+def test_pieces_are_normalized_as_the_whole(text, cuts):
+    normalized = clean(text, normalizer="en")
+    assert clean(text, cuts, normalizer="en") == normalized
+    assert not any(character.isdigit() for character in normalized)
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=DIRTY, cuts=CUTS, normalizer=st.sampled_from(["en", str.title, lambda text: f"{text} {text[::-1]}."]))
+def test_normalized_parts_are_those_of_the_whole(text, cuts, normalizer):
+    processor = load_processor(max_part_seconds=3.0, normalizer=normalizer)
+    try:
+        expected = [encode_text(processor.tokenizer, part) for part in processor.split_text(text)]
+    except ValueError as error:
+        assert "nothing to say" in str(error)
+        return
+    assert read_by_pieces(SledTextSource(processor), text, cuts) == expected
+
+
+def test_only_what_may_go_on_waits():
+    reader = SledTextReader(normalizer="en")
+    assert reader.push("The dog cost $3") == ["The", " dog", " cost"]
+    assert reader.push(".50 ") == []
+    assert "".join(reader.push("in all ")) == " three dollars and fifty cents in all"
+
+
+def test_a_function_gets_whole_sentences():
+    seen = []
+
+    def normalize(sentence: str) -> str:
+        seen.append(sentence)
+        return sentence.replace("3", "three")
+
+    processor = load_processor(normalizer=normalize)
+    assert processor.normalize("Dr. Smith saw 3 dogs. He left.\n\n3 cats came") == (
+        "Dr. Smith saw three dogs. He left.\n\nthree cats came"
+    )
+    assert seen == ["Dr. Smith saw 3 dogs.", "He left.", "3 cats came"]
+    # What a voice prompt says is read in the same way, what is trained on is not.
+    voice = {"prompt_audio": [0.1] * 8000, "sampling_rate": 24_000}
+    ids = processor("2 dogs", prompt_text="3 cats", **voice)["input_ids"][0].tolist()
+    assert ids == encode_text(processor.tokenizer, "three cats 2 dogs")
+    ids = processor("3\u00a0dogs", audio=[0.1] * 8000, sampling_rate=24_000)["input_ids"][0].tolist()
+    assert ids == encode_text(processor.tokenizer, "3 dogs")
+
+
+def test_a_normalizer_is_saved_by_name(tmp_path, caplog):
+    load_processor(normalizer="en", max_part_seconds=5.0).save_pretrained(tmp_path)
+    loaded = SledProcessor.from_pretrained(tmp_path)
+    assert (loaded.normalizer, loaded.max_part_seconds) == ("en", 5.0)
+    assert loaded.normalize("5 km") == "Five kilometers"
+    load_processor(normalizer=str.lower).save_pretrained(tmp_path)
+    assert SledProcessor.from_pretrained(tmp_path).normalizer is None
+    assert SledProcessor.from_pretrained(tmp_path, normalizer="en").normalizer == "en"
+
+
+def test_without_its_package(tmp_path, monkeypatch):
+    load_processor(normalizer="en").save_pretrained(tmp_path)
+    monkeypatch.setattr(normalization_sled, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="`normalizer` 'en' needs"):
+        load_processor.__wrapped__(normalizer="en")
+    loaded = SledProcessor.from_pretrained(tmp_path)
+    assert loaded.normalize("5 km") == "5 km" and loaded.to_dict()["normalizer"] == "en"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *[("max_part_seconds", {"max_part_seconds": value}) for value in (0, -1.0, 0.5, float("nan"), float("inf"), "6", True)],
+        *[("normalizer", {"normalizer": value}) for value in ("de", 5, "", True)],
+    ],
+)  # fmt: skip
+def test_bad_settings(name, arguments):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        load_processor.__wrapped__(**arguments)
+    with pytest.raises(ValueError, match="`normalizer` must return a string"):
+        load_processor(normalizer=len).normalize("The dog.")
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(max_size=60))
+def test_any_text_is_normalized_or_refused(text):
+    try:
+        clean_text = load_processor(normalizer="en").normalize(text)
+    except ValueError as error:
+        assert "`text` must be valid Unicode" in str(error)
+        return
+    assert isinstance(clean_text, str)
 
 
 # Documentation

@@ -1,5 +1,7 @@
 """The voice in the box, as a user of the package finds it."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,6 @@ from transformers_sled.training import load_source
 
 ROOT = Path(__file__).parent.parent
 TEXT = "She left the room at once."
-PROMPTS = Path(builtin_voice()).parent / "prompts"
 
 
 def assert_is_speech(audio: np.ndarray | torch.Tensor) -> None:
@@ -46,7 +47,7 @@ def test_weights_are_small_on_disk_and_whole_in_memory(interleaved):
 
 
 def test_all_of_it_fits():
-    assert sum(file.stat().st_size for file in PROMPTS.parent.rglob("*") if file.is_file()) < 50e6
+    assert sum(file.stat().st_size for file in Path(builtin_voice()).parent.rglob("*") if file.is_file()) < 50e6
 
 
 def test_text_streams_in_and_speech_out():
@@ -60,15 +61,39 @@ def test_text_streams_in_and_speech_out():
     assert_is_speech(audio)
 
 
-@pytest.mark.parametrize("name", ["af_heart", "am_michael", "bf_emma"])
-def test_prompts_are_there_to_clone(name):
-    recording, sampling_rate = soundfile.read(PROMPTS / f"{name}.flac")
-    assert sampling_rate == 24_000 and 2.5 < len(recording) / sampling_rate < 3.5
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_voices_have_names(interleaved):
+    processor = AutoProcessor.from_pretrained(builtin_voice(interleaved))
+    kinds = {name[:2] for name in processor.voices}
+    assert len(processor.voices) >= 6 and kinds == {"af", "am", "bf", "bm"}
+    assert processor.default_voice in processor.voices
+    model = SledForSpeechSynthesis.from_pretrained(builtin_voice(interleaved))
+    for name in processor.voices:
+        voice = processor.load_voice(name)
+        latents = voice["prompt_latents"][0]
+        assert latents.shape[1] == model.config.latent_dim and 2.0 < len(latents) / 30 < 5.0
+
+
+def test_the_default_voice_is_always_the_same():
     model = SledForSpeechSynthesis.from_pretrained(builtin_voice())
     processor = AutoProcessor.from_pretrained(builtin_voice())
-    prompt = {"prompt_text": (PROMPTS / f"{name}.txt").read_text().strip(), "prompt_audio": PROMPTS / f"{name}.flac"}
-    (audio,) = model.generate(**processor(TEXT, **prompt), generator=torch.Generator().manual_seed(0))
+    inputs = processor(TEXT)
+    assert torch.equal(inputs["prompt_latents"], processor.load_voice(processor.default_voice)["prompt_latents"])
+    (audio,) = model.generate(**inputs, generator=torch.Generator().manual_seed(0))
     assert_is_speech(audio)
+
+
+def test_examples_of_the_page_on_voices_run(tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "voices.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    (tmp_path / "page.py").write_text("\n".join(blocks))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert soundfile.info(tmp_path / "emma.wav").duration > 0.5
+    assert "anna" in AutoProcessor.from_pretrained(tmp_path / "my-voice").voices
 
 
 def test_it_goes_on_after_a_sentence():

@@ -1,11 +1,13 @@
 """SLED text-to-speech for Hugging Face transformers. Importing it registers its classes with the Auto classes."""
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForTextToWaveform, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .codec_sled import SledAudioChunker, SledStreamingDecoder
 from .configuration_sled import SledConfig
 from .generation_sled import SledAudioStreamer, SledGenerateOutput, SledGenerationMixin
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
+from .pipeline_sled import SledTextToAudioPipeline
 from .processing_sled import SledProcessor
 from .serving_sled import SledStream, SledStreamServer
 from .text_sled import SledIncrementalTokenizer
@@ -21,6 +23,8 @@ CONFIG_MAPPING.register("speech_llama", SledConfig)
 AutoModel.register(SledConfig, SledModel)
 AutoModelForTextToWaveform.register(SledConfig, SledForSpeechSynthesis)
 AutoProcessor.register(SledConfig, SledProcessor)
+# `register_pipeline` would warn of the pipeline that this one extends.
+PIPELINE_REGISTRY.supported_tasks["text-to-audio"]["impl"] = SledTextToAudioPipeline
 
 __all__ = [
     "SledAudioChunker",
@@ -39,6 +43,7 @@ __all__ = [
     "SledStream",
     "SledStreamServer",
     "SledStreamingDecoder",
+    "SledTextToAudioPipeline",
     "__version__",
     "builtin_voice",
 ]

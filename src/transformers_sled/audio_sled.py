@@ -333,7 +333,7 @@ def _check_path(path: str | bytes, name: str) -> str:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", path):
         raise AudioError(
             "audio file is missing",
-            f"`{name}` must be {AUDIO_KINDS}, got the URL {describe(path)}. Download it first, and give its path or bytes.",
+            f"`{name}` is the URL {describe(path)}, which is not fetched. Download it first, and give its path or its bytes.",
         )
     try:
         file = Path(path).expanduser()

@@ -23,39 +23,33 @@ class SledCachePlaces:
     Where the next forward pass writes its keys and values, and what it sees.
 
     Args:
-        capacity (`int`, *optional*):
-            Positions that every row has room for from the start. By default rows grow.
         num_rows (`int`, *optional*, defaults to 0):
-            Number of rows that there must be room for.
+            Rows that there is room for.
         num_positions (`int`, *optional*, defaults to 0):
-            Number of positions that there must be room for.
+            Positions that every row has room for.
         num_past_positions (`int`, *optional*, defaults to 0):
-            Number of positions that the longest row holds already.
+            Positions that the longest row holds already.
         num_visible_positions (`int`, *optional*, defaults to 0):
-            Number of positions that are shown.
+            Positions that are shown.
+        index (`torch.LongTensor` of shape `(num_new_positions,)`, *optional*):
+            Places of the new keys and values, counted over all rows.
         rows (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Rows of the cache.
-        positions (`torch.LongTensor` of shape `(batch_size, num_new_positions)`, *optional*):
-            Positions in these rows.
+            The rows that are shown. By default the new keys and values are all there is to see.
         are_first_rows (`bool`, *optional*, defaults to `False`):
             Whether `rows` are 0, 1, 2 and so on, which need no copy.
-        starts_rows (`bool`, *optional*, defaults to `False`):
-            Whether the rows are empty, so that the new keys and values are all there is to see.
     """
 
-    capacity: int | None = None
     num_rows: int = 0
     num_positions: int = 0
     num_past_positions: int = 0
     num_visible_positions: int = 0
-    rows: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
-    positions: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    index: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    rows: torch.Tensor | None = None
     are_first_rows: bool = False
-    starts_rows: bool = False
 
 
 class SledCacheLayer(CacheLayerMixin):
-    """Keys and values `(row, head, position, head_dim)` of one layer, where [`SledCache`] says."""
+    """Keys and values `(row, position, head, head_dim)` of one layer, where [`SledCache`] says."""
 
     is_compileable = True
     is_sliding = False
@@ -66,9 +60,9 @@ class SledCacheLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         _, num_heads, _, head_dim = key_states.shape
+        shape = (self.places.num_rows, self.places.num_positions, num_heads, head_dim)
         # Zeros, because what is masked must at least be finite.
-        self.keys = key_states.new_zeros(0, num_heads, self.places.capacity or 0, head_dim)
-        self.values = value_states.new_zeros(0, num_heads, self.places.capacity or 0, head_dim)
+        self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
@@ -77,23 +71,20 @@ class SledCacheLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.places.num_rows > self.keys.shape[0] or self.places.num_positions > self.keys.shape[2]:
-            self.keys, self.values = self._grow(self.keys), self._grow(self.values)
+        num_rows, num_positions = self.keys.shape[:2]
+        if num_rows < self.places.num_rows or num_positions < self.places.num_positions:
+            growth = (0, 0, 0, 0, 0, self.places.num_positions - num_positions, 0, self.places.num_rows - num_rows)
+            self.keys = torch.nn.functional.pad(self.keys, growth)
+            self.values = torch.nn.functional.pad(self.values, growth)
         return self._store(self.keys, key_states), self._store(self.values, value_states)
-
-    def _grow(self, stored: torch.Tensor) -> torch.Tensor:
-        num_rows, _, length, _ = stored.shape
-        missing = self.places.num_positions - length
-        growth = max(missing, MIN_GROWTH, length // 2) if missing > 0 else 0
-        return torch.nn.functional.pad(stored, (0, 0, 0, growth, 0, 0, 0, self.places.num_rows - num_rows))
 
     def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         places = self.places
-        stored[places.rows[:, None], :, places.positions] = states.transpose(1, 2)
-        if places.starts_rows:
+        stored.flatten(0, 1).index_copy_(0, places.index, states.transpose(1, 2).flatten(0, 1).to(stored.dtype))
+        if places.rows is None:
             return states
-        filled = stored[:, :, : places.num_visible_positions]
-        return filled[: len(places.rows)] if places.are_first_rows else filled[places.rows]
+        rows = stored[: len(places.rows)] if places.are_first_rows else stored[places.rows]
+        return rows[:, : places.num_visible_positions].transpose(1, 2)
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """
@@ -109,13 +100,13 @@ class SledCacheLayer(CacheLayerMixin):
         """
         if self.is_initialized:
             for stored in (self.keys, self.values):
-                stored[target, :, :length] = stored[source, :, :length]
+                stored[target, :length] = stored[source, :length]
 
     def get_seq_length(self) -> int:
         return self.places.num_past_positions
 
     def get_max_length(self) -> int:
-        return self.places.capacity or -1
+        return -1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.places.num_visible_positions, 0
@@ -123,8 +114,8 @@ class SledCacheLayer(CacheLayerMixin):
 
 class SledCache(Cache):
     """
-    Key and value cache whose rows are filled to lengths of their own. Before each forward pass,
-    [`~SledCache.select`] says which rows and positions it writes.
+    Key and value cache whose rows are filled to lengths of their own. Before each forward pass [`~SledCache.select`] or
+    [`~SledCache.start`] says which rows and positions it writes.
 
     Args:
         num_layers (`int`):
@@ -136,7 +127,7 @@ class SledCache(Cache):
 
     def __init__(self, num_layers: int, capacity: int | None = None) -> None:
         self.capacity = capacity
-        self.places = SledCachePlaces(capacity, num_positions=capacity or 0)
+        self.places = SledCachePlaces(num_positions=capacity or 0)
         super().__init__(layers=[SledCacheLayer(self.places) for _ in range(num_layers)])
 
     def select(
@@ -146,14 +137,13 @@ class SledCache(Cache):
         num_rows: int,
         num_positions: int,
         are_first_rows: bool = False,
-        starts_rows: bool = False,
     ) -> int:
         """
-        Chooses where the next forward pass writes its keys and values.
+        Chooses rows that go on.
 
         Args:
             rows (`torch.LongTensor` of shape `(batch_size,)`):
-                Rows of the cache.
+                Rows of the cache, one for each row of the batch.
             positions (`torch.LongTensor` of shape `(batch_size, num_new_positions)`):
                 Positions in these rows.
             num_rows (`int`):
@@ -162,20 +152,44 @@ class SledCache(Cache):
                 Number of positions that the longest row has afterwards. A cache of fixed capacity shows all it has.
             are_first_rows (`bool`, *optional*, defaults to `False`):
                 Whether `rows` are 0, 1, 2 and so on, which need no copy.
-            starts_rows (`bool`, *optional*, defaults to `False`):
-                Whether the rows are empty, so that the new keys and values are all there is to see.
 
         Returns:
             `int`: the number of positions that the forward pass sees.
         """
         places = self.places
-        places.rows, places.positions = rows, positions
-        places.num_rows = max(places.num_rows, num_rows)
-        places.num_positions = self.capacity or num_positions
+        self._make_room(num_rows, num_positions)
+        places.index = (rows[:, None] * places.num_positions + positions).flatten()
+        places.rows, places.are_first_rows = rows, are_first_rows
         places.num_past_positions = num_positions - positions.shape[1]
-        places.num_visible_positions = num_positions if starts_rows else places.num_positions
-        places.are_first_rows, places.starts_rows = are_first_rows, starts_rows
+        places.num_visible_positions = self.capacity or num_positions
         return places.num_visible_positions
+
+    def start(self, rows: torch.Tensor, positions: torch.Tensor, num_rows: int, num_positions: int) -> None:
+        """
+        Chooses rows that are empty, whose new keys and values are all that the forward pass sees.
+
+        Args:
+            rows (`torch.LongTensor` of the shape of `positions`, or one that fits it):
+                Row of the cache of every input.
+            positions (`torch.LongTensor` of shape `(batch_size, num_new_positions)`):
+                Its position in that row.
+            num_rows (`int`):
+                Number of rows that the cache must have room for.
+            num_positions (`int`):
+                Number of positions that the longest row has afterwards.
+        """
+        places = self.places
+        self._make_room(num_rows, num_positions)
+        places.index = (rows * places.num_positions + positions).flatten()
+        places.rows, places.are_first_rows = None, False
+        places.num_past_positions, places.num_visible_positions = 0, positions.shape[1]
+
+    def _make_room(self, num_rows: int, num_positions: int) -> None:
+        places = self.places
+        places.num_rows = max(places.num_rows, num_rows)
+        missing = num_positions - places.num_positions
+        if missing > 0:
+            places.num_positions += max(missing, MIN_GROWTH, places.num_positions // 2)
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """

@@ -157,12 +157,14 @@ def _get_prompts() -> dict[str, Path]:
 
 
 def _get_voice(voice: str, processor: SledProcessor) -> dict[str, Any]:
+    if voice in processor.voices:
+        return {"voice_preset": voice}
     prompts = _get_prompts()
     if voice in prompts:
         return {"prompt_text": prompts[voice].with_suffix(".txt").read_text().strip(), "prompt_audio": prompts[voice]}
     if Path(voice).is_file():
         return processor.load_voice(voice)
-    raise ValueError(f"--voice {voice!r} is neither a file nor one of {', '.join(prompts)}.")
+    raise ValueError(f"--voice {voice!r} is neither a file nor one of {', '.join([*processor.voices, *prompts])}.")
 
 
 def _check_output(output: str | None) -> None:

@@ -124,6 +124,16 @@ class SledCodec(EncodecModel):
 
         return super()._apply(move, recurse)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # PyTorch refuses to pickle the modules of normalized weights, and a model with them.
+        return _rebuild_codec, (self.config, self.state_dict(), self.training)
+
+
+def _rebuild_codec(config: EncodecConfig, weights: dict[str, Tensor], training: bool) -> SledCodec:
+    codec = SledCodec(config)
+    codec.load_state_dict(weights, assign=True)
+    return codec.train(training).requires_grad_(False)
+
 
 def copy_codec(codec: EncodecModel) -> SledCodec:
     """
@@ -185,11 +195,31 @@ def load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> Sl
         return model
     except OSError as error:
         raise OSError(
-            f"The checkpoint holds no codec weights, and the codec {str(codec)!r} could not be loaded. There are three "
-            "ways to provide it: (1) let it be downloaded once while the Hub is reachable, for example with `hf download "
-            f"{codec}`; (2) pass `codec=` a local folder or an `EncodecModel`; (3) save a checkpoint that holds its codec "
-            "with `model.save_pretrained(...)` where it is at hand, and load that one."
+            f"The codec {str(codec)!r} could not be loaded. There are three ways to provide it: (1) let it be downloaded "
+            f"once while the Hub is reachable, for example with `hf download {codec}`; (2) pass `codec=` a local folder "
+            "or an `EncodecModel`; (3) save a checkpoint that holds its codec with `model.save_pretrained(...)` where it "
+            "is at hand, and load that one."
         ) from error
+
+
+def get_execution_device(module: nn.Module) -> torch.device:
+    """
+    Device that a module computes on.
+
+    Args:
+        module (`torch.nn.Module`):
+            A module with weights of its own.
+
+    Returns:
+        `torch.device`: where its weights are, or, where accelerate keeps them elsewhere between calls, where they go.
+    """
+    # accelerate has no public way to ask; its hooks stand in `_hf_hook`, several in one's `hooks`.
+    own_hook = getattr(module, "_hf_hook", None)
+    for hook in getattr(own_hook, "hooks", [own_hook]):
+        if getattr(hook, "offload", False):
+            device = hook.execution_device
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return next(module.parameters()).device
 
 
 @contextlib.contextmanager
@@ -456,11 +486,16 @@ def encode_codes(codec: EncodecModel, waveforms: Sequence[Tensor], bandwidth: fl
     rows = [F.pad(waveform.detach(), (0, -len(waveform) % hop_length))[:, None] for waveform in waveforms]
     encoded = _Network(codec.encoder, hop_length).run_rows(rows)
     with torch.no_grad(), _weights_at_hand(codec.quantizer):
-        codes = []
-        for embeddings in encoded:
-            with _without_autocast(embeddings.device):
-                codes.append(codec.quantizer.encode(embeddings.t()[None], bandwidth)[:, 0])
-        return codes
+        return [_quantize(codec, row, bandwidth) for row in encoded]
+
+
+def _quantize(codec: EncodecModel, embeddings: Tensor, bandwidth: float) -> Tensor:
+    """Codes `(codebooks, frames)` of a row, block by block: each compares its frames with all entries of a codebook."""
+    with _without_autocast(embeddings.device):
+        blocks = [
+            codec.quantizer.encode(block.t()[None], bandwidth)[:, 0] for block in embeddings.split(_BLOCK_FRAMES)
+        ]
+    return torch.cat(blocks, dim=1)
 
 
 def decode_codes(codec: EncodecModel, audio_codes: Tensor) -> Tensor:
@@ -838,5 +873,6 @@ __all__ = [
     "decode_codes",
     "decode_latents",
     "encode_codes",
+    "get_execution_device",
     "load_codec",
 ]

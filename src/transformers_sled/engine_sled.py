@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,10 @@ MAX_EXTRA_SECONDS = 2.0
 
 # Sequences are read in one batch if padding them to its longest adds no more than this share.
 MAX_PADDING = 0.2
+
+# Rows that start together read up to this many positions and make their first frames in one pass over the weights. The
+# attention of more costs more than that saves.
+MAX_STARTING_POSITIONS = 512
 
 
 class SledNoise:
@@ -171,6 +175,10 @@ class SledFrame:
     is_heard: bool
 
 
+# Embeddings, mask, positions, and where the last input of every branch is, as `predict_frames` takes them.
+_Inputs: TypeAlias = "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]"
+
+
 class SledEngine:
     r"""
     Generates frames for any number of rows in one batch. A row joins with its text and voice, gets a frame at every step
@@ -304,9 +312,22 @@ class SledEngine:
         ready = [row for row in self.rows if not row.is_paused and not self.needs_text(row)]
         for row in ready:
             self._feed(row)
+        if self._can_start_at_once(ready):
+            return self._make_frames(ready, starts=True)
         self._read(ready)
         ready = [row for row in ready if all(branch.pending is None for branch in row.branches)]
         return self._make_frames(ready) if ready else []
+
+    def _can_start_at_once(self, rows: list[SledRow]) -> bool:
+        branches = [branch for row in rows for branch in row.branches]
+        num_positions = sum(1 if branch.pending is None else len(branch.pending) + 1 for branch in branches)
+        return (
+            self._cache is not None
+            and self._takes_additive_mask
+            and len(branches) == len(self._branches)
+            and all(branch.length == 0 for branch in branches)
+            and len(branches) < num_positions <= (self.prefill_size or MAX_STARTING_POSITIONS)
+        )
 
     # Inputs
 
@@ -388,16 +409,19 @@ class SledEngine:
         if self._cache is None:
             for branch, portion in zip(branches, inputs, strict=True):
                 branch.history = portion if branch.history is None else torch.cat([branch.history, portion])
+                branch.length += len(portion)
             return
         embeds = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)
-        starts_rows = branches[0].length == 0
         rows = torch.tensor([branch.row for branch in branches], device=self._device)
         positions = self._lengths[rows, None] + torch.arange(embeds.shape[1], device=self._device)
         num_positions = max(branch.length for branch in branches) + embeds.shape[1]
-        num_visible = self._cache.select(rows, positions, len(self._lengths), num_positions, starts_rows=starts_rows)
         mask = None
-        if not starts_rows and self._takes_additive_mask:
-            mask = self._get_mask(positions, num_visible)
+        if branches[0].length == 0:
+            self._cache.start(rows[:, None], positions, len(self._lengths), num_positions)
+        else:
+            num_visible = self._cache.select(rows, positions, len(self._lengths), num_positions)
+            if self._takes_additive_mask:
+                mask = self._get_mask(positions, num_visible)
         self._synchronize(True)
         self.model.model(
             inputs_embeds=embeds,
@@ -421,62 +445,96 @@ class SledEngine:
 
     # Frames
 
-    def _make_frames(self, rows: list[SledRow]) -> list[tuple[SledRow, SledFrame]]:
+    def _make_frames(self, rows: list[SledRow], starts: bool = False) -> list[tuple[SledRow, SledFrame]]:
         layout = self._layout
         if layout is None or layout.rows != rows:
             layout = self._layout = self._arrange(rows)
-        branches = [branch for row in rows for branch in row.branches]
         noise = torch.cat([one.draw().to(self._device) for one in layout.noises])
         if layout.noise_index is not None:
             noise = noise[layout.noise_index]
-        self._synchronize(True)
+        predict = self._predict
         if self._cache is None:
-            for branch in branches:
-                inputs = self._inputs[branch.row]
-                branch.history = inputs.clone() if branch.history is None else torch.cat([branch.history, inputs])
-            # In the order of the rows of the cache that there is not.
-            histories = [
-                self._inputs[branch.row] if branch.history is None else branch.history for branch in self._branches
-            ]
-            embeds = torch.nn.utils.rnn.pad_sequence(histories, batch_first=True)
-            last = torch.tensor([len(history) - 1 for history in histories], device=self._device)
-            positions = torch.arange(embeds.shape[1], device=self._device)[None]
-            mask = None
+            inputs = self._get_histories()
+        elif starts:
+            # Lengths differ from text to text.
+            inputs, predict = self._get_starts(), predict_frames
         else:
-            lengths = [branch.length for branch in self._branches]
-            num_positions = max(lengths) + 1
-            positions = self._lengths[: len(layout.cache_rows), None]
-            num_visible = self._cache.select(
-                layout.cache_rows, positions, len(self._lengths), num_positions, are_first_rows=True
-            )
-            embeds, last = self._inputs[: len(layout.cache_rows)], None
-            mask = None
-            if self._cache.capacity is not None or min(lengths) + 1 < num_positions:
-                mask = self._get_mask(positions, num_visible)
-        latents, eos_logits, inputs = self._predict(
+            inputs = self._get_next(layout)
+        self._synchronize(True)
+        latents, eos_logits, embeds = predict(
             self.model,
-            embeds,
-            mask,
-            positions,
+            *inputs,
             self._cache,
-            last,
             layout.conditional,
             layout.unconditional,
             layout.scales,
             noise.to(self._dtype),
         )
-        if self._is_compiled:
+        if predict is not predict_frames:
             # CUDA graphs write the next step's results to the same memory.
-            latents, eos_logits, inputs = latents.clone(), eos_logits.clone(), inputs.clone()
-        for branch in branches:
-            branch.length += 1
+            latents, eos_logits, embeds = latents.clone(), eos_logits.clone(), embeds.clone()
+        for row in rows:
+            for branch in row.branches:
+                branch.length += 1
         if self._cache is not None:
-            positions += layout.advance
-        num_rows = len(rows)
+            self._lengths[: len(layout.cache_rows), None] += layout.advance
         for index in (layout.conditional, layout.unconditional):
             if index is not None:
-                self._inputs[index[:num_rows]] = inputs[:num_rows]
-        return self._end_rows(layout, latents[:num_rows], eos_logits[:num_rows])
+                self._inputs[index[: len(rows)]] = embeds[: len(rows)]
+        return self._end_rows(layout, latents[: len(rows)], eos_logits[: len(rows)])
+
+    def _get_next(self, layout: "_Layout") -> _Inputs:
+        """One position of every row of the cache."""
+        assert self._cache is not None
+        lengths = [branch.length for branch in self._branches]
+        num_positions = max(lengths) + 1
+        positions = self._lengths[: len(layout.cache_rows), None]
+        num_visible = self._cache.select(
+            layout.cache_rows, positions, len(self._lengths), num_positions, are_first_rows=True
+        )
+        mask = None
+        if self._cache.capacity is not None or min(lengths) + 1 < num_positions:
+            mask = self._get_mask(positions, num_visible)
+        return self._inputs[: len(layout.cache_rows)], mask, positions, None
+
+    def _get_starts(self) -> _Inputs:
+        """All of several sequences, one after another in one row of the batch, each of which sees itself alone."""
+        assert self._cache is not None
+        sequences = []
+        for branch in self._branches:
+            inputs = self._inputs[branch.row]
+            sequences.append(inputs if branch.pending is None else torch.cat([branch.pending, inputs]))
+            branch.pending = None
+            branch.length = len(sequences[-1]) - 1
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self._device)
+        rows = torch.arange(len(sequences), device=self._device).repeat_interleave(lengths)[None]
+        ends = lengths.cumsum(0)
+        positions = torch.arange(rows.shape[1], device=self._device) - (ends - lengths)[rows]
+        self._cache.start(rows, positions, len(self._lengths), max(len(sequence) for sequence in sequences))
+        is_seen = (rows[:, None, :, None] == rows[:, None, None]) & (
+            positions[:, None, None] <= positions[:, None, :, None]
+        )
+        mask = torch.zeros(is_seen.shape, dtype=self._mask_dtype, device=self._device)
+        self._lengths[: len(sequences)] = lengths - 1
+        return (
+            torch.cat(sequences)[None],
+            mask.masked_fill_(~is_seen, torch.finfo(self._mask_dtype).min),
+            positions,
+            ends - 1,
+        )
+
+    def _get_histories(self) -> _Inputs:
+        """All that was read so far, where there is no cache."""
+        for branch in self._branches:
+            inputs = self._inputs[branch.row].clone()
+            branch.history = inputs if branch.history is None else torch.cat([branch.history, inputs])
+        embeds = torch.nn.utils.rnn.pad_sequence(
+            [branch.history for branch in self._branches if branch.history is not None], batch_first=True
+        )
+        starts = torch.arange(len(embeds)) * embeds.shape[1]
+        lengths = torch.tensor([branch.length for branch in self._branches])
+        positions = torch.arange(embeds.shape[1], device=self._device)[None]
+        return embeds, None, positions, (starts + lengths).to(self._device)
 
     def _arrange(self, rows: list[SledRow]) -> "_Layout":
         device = self._device
@@ -590,8 +648,8 @@ def predict_frames(
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor,
-    cache: SledCache | None,
     last: torch.Tensor | None,
+    cache: SledCache | None,
     conditional: torch.Tensor,
     unconditional: torch.Tensor | None,
     scales: torch.Tensor,
@@ -603,16 +661,16 @@ def predict_frames(
     Args:
         model ([`SledForSpeechSynthesis`]):
             The model.
-        inputs_embeds (`torch.FloatTensor` of shape `(num_branches, length, hidden_size)`):
-            What every branch reads.
+        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`):
+            What the branches read.
         attention_mask (`torch.Tensor`, *optional*):
-            Mask over the cache, as the decoder takes it.
-        position_ids (`torch.LongTensor` of shape `(num_branches, length)`):
+            What every input sees, as the decoder takes it.
+        position_ids (`torch.LongTensor` of shape `(batch_size, length)`):
             Positions of the inputs.
+        last (`torch.LongTensor` of shape `(num_branches,)`, *optional*):
+            Index of every branch's last input, counted over the whole batch. The last one of each row by default.
         cache ([`SledCache`], *optional*):
             Keys and values.
-        last (`torch.LongTensor` of shape `(num_branches,)`, *optional*):
-            Index of every branch's last input. The last one of all by default.
         conditional (`torch.LongTensor` of shape `(num_rows,)`):
             The branches that read text.
         unconditional (`torch.LongTensor` of shape `(num_rows,)`, *optional*):
@@ -634,10 +692,7 @@ def predict_frames(
         **{CACHE_ARGUMENT: cache},
     )
     hidden_states = outputs.last_hidden_state
-    if last is None:
-        hidden_states = hidden_states[:, -1]
-    else:
-        hidden_states = hidden_states[torch.arange(len(last), device=last.device), last]
+    hidden_states = hidden_states[:, -1] if last is None else hidden_states.flatten(0, 1)[last]
     mixed = with_text = hidden_states[conditional]
     if unconditional is not None:
         without_text = hidden_states[unconditional]

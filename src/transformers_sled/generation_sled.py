@@ -117,6 +117,7 @@ VOICE_ARGUMENTS = (
     "prompt_latents",
     "prompt_latents_mask",
     "sampling_rate",
+    "voice_preset",
 )
 
 # What a stream's events are beside waveforms: a step that completes none, and a wait for text.
@@ -622,8 +623,8 @@ class SledGenerationMixin(GenerationMixin):
             max_duration (`float`, *optional*):
                 Duration in seconds after which the speech is cut off. A source that never ends needs one.
             kwargs:
-                The voice, as the processor takes it (`prompt_text`, `prompt_audio` and `sampling_rate`, or
-                `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, `stopping_criteria`, and
+                The voice, as the processor takes it (`voice_preset`, or `prompt_text` with `prompt_audio` and
+                `sampling_rate` or with `prompt_latents` and `prompt_latents_mask`), `generator`, `generation_config`, `stopping_criteria`, and
                 generation parameters as [`~SledGenerationMixin.generate`] takes them.
 
         Yields:
@@ -940,13 +941,12 @@ class SledStreamRequest:
         """
         model, processor = self.model, self.processor
         # Also where the text is yet to come, to check the voice and prepare it.
-        inputs = processor("a" if self.text is None else self.text, **self.voice)
+        voice = processor.get_voice(**self.voice)
+        inputs = processor("a" if self.text is None else self.text, **voice)
         prompt_names = ("prompt_values", "prompt_values_mask", "prompt_latents", "prompt_latents_mask")
         (prompt,) = model._get_prompts(1, *(inputs.get(name) for name in prompt_names))
         num_prompt_frames = 0 if prompt is None else len(prompt)
-        source = SledTextSource(
-            processor, self.voice.get("prompt_text"), num_prompt_frames, model.config.is_interleaved
-        )
+        source = SledTextSource(processor, voice.get("prompt_text"), num_prompt_frames, model.config.is_interleaved)
         if self.text is not None:
             for ids in model._get_texts(inputs["input_ids"], inputs["attention_mask"], self.config)[0]:
                 model._check_fits(self.config, len(ids), 0 if source.parts else num_prompt_frames)

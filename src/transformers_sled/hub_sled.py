@@ -1,21 +1,35 @@
-"""What goes to the Hub beside weights and configurations: the model card, the modelling files, and how they get there."""
+"""
+What goes to the Hub beside weights and configurations: the model card, the modelling files, the voices, and how they get
+there and back.
+"""
 
 import json
 import math
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, PushToHubMixin
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, PushToHubMixin, cached_file
 
+
+try:
+    # Of huggingface_hub 2, whatever it calls it.
+    from huggingface_hub.utils import httpx
+except ImportError:
+    import httpx
 
 CARD_NAME = "README.md"
+
+# Where a checkpoint keeps its voices, a file for each.
+VOICES_FOLDER, VOICE_SUFFIX = "voices", ".safetensors"
 
 # Where the Auto classes find the code of a checkpoint that holds it.
 AUTO_MAP = {
@@ -172,6 +186,8 @@ class SledHubMixin(PushToHubMixin):
         Path(folder).mkdir(parents=True, exist_ok=True)
         timestamps = self._get_files_timestamps(folder)
         self.save_pretrained(folder, repo_id=repo_id, **save_kwargs)
+        # A folder's own time does not tell that a file in it has changed.
+        timestamps.pop(VOICES_FOLDER, None)
         card_path = Path(folder, CARD_NAME)
         has_card = api.file_exists(repo_id, CARD_NAME, revision=revision)
         if has_card:
@@ -228,6 +244,59 @@ def link_processor(folder: str | Path) -> None:
         processor_dict["auto_map"] = {"AutoProcessor": auto_map["AutoProcessor"]}
         text = json.dumps(processor_dict, indent=2, sort_keys=True) + "\n"
         processor_file.write_text(text, encoding="utf-8")
+
+
+def find_voices(
+    pretrained_model_name_or_path: str | Path, subfolder: str = "", **hub_kwargs: Any
+) -> dict[str, Callable[[], str]]:
+    """
+    Finds the voices of a checkpoint, without downloading any.
+
+    Args:
+        pretrained_model_name_or_path (`str` or `Path`):
+            Repository on the Hub, or local folder.
+        subfolder (`str`, *optional*):
+            Folder in it that holds the checkpoint.
+        hub_kwargs:
+            `revision`, `cache_dir`, `token` and `local_files_only`, as `from_pretrained` takes them.
+
+    Returns:
+        `dict`: for each name a function that gives the path of its file, which it downloads if need be. Without a network,
+        those of a repository that have been downloaded before.
+    """
+    name, folder = str(pretrained_model_name_or_path), Path(subfolder, VOICES_FOLDER)
+    local_folder = Path(name)
+    if not local_folder.is_dir():
+        files = _list_hub_voices(name, folder.as_posix(), hub_kwargs)
+        if files is not None:
+            return {
+                Path(file).stem: partial(cached_file, name, file, **hub_kwargs)
+                for file in sorted(files)
+                if file.endswith(VOICE_SUFFIX)
+            }
+        config_name = Path(subfolder, CONFIG_NAME).as_posix()
+        revision, cache_dir = hub_kwargs.get("revision"), hub_kwargs.get("cache_dir")
+        # The processor may have been downloaded alone.
+        for file_name in (config_name, Path(subfolder, PROCESSOR_NAME).as_posix()):
+            cached = try_to_load_from_cache(name, file_name, cache_dir=cache_dir, revision=revision)
+            if isinstance(cached, str):
+                local_folder = Path(cached.removesuffix(file_name))
+    return {file.stem: partial(str, file) for file in sorted((local_folder / folder).glob(f"*{VOICE_SUFFIX}"))}
+
+
+def _list_hub_voices(name: str, folder: str, hub_kwargs: dict[str, Any]) -> list[str] | None:
+    """The files in a repository's folder of voices, or `None` without a network."""
+    if hub_kwargs.get("local_files_only"):
+        return None
+    try:
+        entries = HfApi(token=hub_kwargs.get("token")).list_repo_tree(
+            name, path_in_repo=folder, revision=hub_kwargs.get("revision")
+        )
+        return [entry.path for entry in entries]
+    except EntryNotFoundError:
+        return []
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.TransportError):
+        return None
 
 
 def create_model_card(model: Any, name: str, include_code: bool = False) -> ModelCard:

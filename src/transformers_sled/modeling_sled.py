@@ -1,6 +1,7 @@
 """SLED model: a Llama-style decoder over text and speech latents, with a generative head and an EnCodec codec."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
 )
+from transformers.utils import CONFIG_NAME, find_adapter_config_file, is_peft_available
 
 from .cache_sled import CACHE_ARGUMENT
 from .codec_sled import (
@@ -32,6 +34,7 @@ from .codec_sled import (
     decode_codes,
     decode_latents,
     encode_codes,
+    get_execution_device,
     load_codec,
 )
 from .configuration_sled import SledConfig
@@ -232,7 +235,7 @@ class SledPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SledDecoderLayer"]
+    _no_split_modules = ["SledDecoderLayer", "SledGenerativeHead", "SledCodec"]
     _skip_keys_device_placement = [CACHE_ARGUMENT]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -346,7 +349,8 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 `config.codec_id`.
             kwargs:
                 Everything that [`~transformers.PreTrainedModel.from_pretrained`] takes: `dtype`, `device_map`,
-                `attn_implementation`, `quantization_config`, `revision`, `cache_dir`, ...
+                `attn_implementation`, `quantization_config`, `revision`, `cache_dir`, ..., and fields of the
+                configuration to use instead of the checkpoint's, such as `attention_dropout`.
 
         Returns:
             [`SledForSpeechSynthesis`]: the model, in evaluation mode, its codec frozen and in float32.
@@ -367,20 +371,28 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         """
         hub_names = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
         hub_kwargs = {name: kwargs[name] for name in hub_names if name in kwargs}
+        location: dict[str, Any] = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
         if isinstance(config, PreTrainedConfig):
             # By its type's name: the class in a checkpoint's own code is another one.
             if config.model_type != SledConfig.model_type:
                 raise ValueError(f"`config` must be a `SledConfig`, got {type(config).__name__}.")
             sled_config = config
         else:
-            config_source = config if config is not None else pretrained_model_name_or_path
-            location = {name: kwargs[name] for name in ("revision", "subfolder") if name in kwargs}
+            config_source: str | Path | None = config
+            if config_source is None:
+                config_source, location = _find_base_checkpoint(pretrained_model_name_or_path, hub_kwargs, location)
             config_dict, _ = SledConfig.get_config_dict(config_source, **hub_kwargs, **location)
+            if not config_dict:
+                raise ValueError(f"{str(config_source)!r} is not a SLED checkpoint: it has no `{CONFIG_NAME}`.")
             if config_dict.get("model_type") != SledConfig.model_type:
                 raise ValueError(
-                    f"{str(config_source)!r} is not a SLED checkpoint: its `model_type` is "
+                    f"{str(config_source)!r} is not a SLED checkpoint: `model_type` in its config.json, if it has one, is "
                     f"{config_dict.get('model_type')!r}, expected 'sled' or 'speech_llama'."
                 )
+            own_names = SledConfig.attribute_map
+            field_names = {field.name for field in fields(SledConfig)} - {"dtype"} | own_names.keys()
+            overrides = {own_names.get(name, name): kwargs.pop(name) for name in field_names & kwargs.keys()}
+            config_dict = {own_names.get(name, name): value for name, value in config_dict.items()} | overrides
             sled_config = SledConfig.from_dict(config_dict)
 
         holds_codec = sled_config.codec_config is not None
@@ -407,12 +419,6 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             raise ValueError(
                 f"The checkpoint {str(pretrained_model_name_or_path)!r} is incomplete or damaged: {error}."
             ) from error
-        # The released names are for reading only: saved under them, a model could not be resumed by `Trainer`.
-        model._weight_conversions = [
-            conversion
-            for conversion in model._weight_conversions
-            if "scoreloss" not in str(conversion.source_patterns)
-        ]
         if loading_info["mismatched_keys"] and not ignores_shapes:
             name, found, expected = min(loading_info["mismatched_keys"])
             raise ValueError(
@@ -425,8 +431,7 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
                 f"The checkpoint {str(pretrained_model_name_or_path)!r} is incomplete: {len(missing_keys)} weights are "
                 f"missing, {', '.join(missing_keys[:5])}{', ...' if len(missing_keys) > 5 else ''}."
             )
-        # Loading makes all weights trainable.
-        model._attach_codec(model.get_codec() if separate_codec is None else separate_codec)
+        model._attach_codec(model.get_codec() if separate_codec is None else separate_codec.to(model.device))
         return (model, loading_info) if with_loading_info else model  # type: ignore[return-value]
 
     @staticmethod
@@ -449,14 +454,21 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         Raises:
             `ValueError`: if the codec does not fit the model.
         """
-        self._check_codec(self.config, codec.config)
-        self._attach_codec(copy_codec(codec))
+        copied = copy_codec(codec)
+        self._check_codec(self.config, copied.config)
+        self._attach_codec(copied.to(self.device))
 
     def _attach_codec(self, codec: SledCodec) -> None:
-        self.codec = codec.to(self.device).eval().requires_grad_(False)
+        # Loading makes all weights trainable.
+        self.codec = codec.eval().requires_grad_(False)
         # Saved with the model, it no longer depends on where it came from.
         codec.config.name_or_path = ""
         self.config.codec_config = codec.config
+
+    @property
+    def device(self) -> torch.device:
+        """Device (`torch.device`) that the model computes on, also where accelerate keeps weights elsewhere between calls."""
+        return get_execution_device(self.model.embed_tokens)
 
     def save_pretrained(
         self,
@@ -498,6 +510,8 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
             return
         # A model loaded from Hub code brings its code along by itself.
         changes_code = not self.is_remote_code()
+        # The released names are for reading only: saved under them, a model could not be resumed by `Trainer`.
+        kwargs.setdefault("save_original_format", False)
         auto_map = getattr(self.config, "auto_map", None)
         if changes_code:
             self._set_auto_map(dict(AUTO_MAP) if include_code else None)
@@ -924,6 +938,18 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         return nn.functional.binary_cross_entropy_with_logits(
             logits, is_end[is_asked].float(), pos_weight=logits.new_tensor(EOS_POSITIVE_WEIGHT)
         )
+
+
+def _find_base_checkpoint(
+    checkpoint: str | Path | None, hub_kwargs: dict[str, Any], location: dict[str, Any]
+) -> tuple[str | Path | None, dict[str, Any]]:
+    """Where the model's own configuration is, and at which revision: of an adapter, the model that it was trained on."""
+    if not is_peft_available():
+        return checkpoint, location
+    adapter_config = find_adapter_config_file(checkpoint, **hub_kwargs, **location)
+    if adapter_config is None:
+        return checkpoint, location
+    return json.loads(Path(adapter_config).read_text(encoding="utf-8"))["base_model_name_or_path"], {}
 
 
 def _pack_left(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import sentencex
 from tokenizers import pre_tokenizers
 
+from .normalization_sled import EnglishNormalizer, is_available
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -380,6 +382,7 @@ _COMPATIBLE = ((0xFB00, 0xFB06), (0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0x
 
 _JOINERS = re.compile("(?<![\u0600-\U0003ffff])[\u200c\u200d]|[\u200c\u200d](?![\u0600-\U0003ffff])")
 _STARS = re.compile(r"(?<!\d)\*+|\*+(?!\d)")
+_UNDERSCORES = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")
 _DASH = re.compile(r"\s*(?:—|--+|(?:(?<![^\W\d_])–|–(?![^\W\d_])))\s*")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _ROMAN_NUMERAL = re.compile(r"[IVX]{2,}")
@@ -387,7 +390,7 @@ _ROMAN_NUMERAL = re.compile(r"[IVX]{2,}")
 # Words in capitals that are looked at, at most, to tell whether they are words.
 _CAPITAL_WINDOW = 4
 
-# Words of a sentence that are looked at to tell where it ends.
+# Words of a sentence that are looked at to tell where it ends, and that a normalizer gets at most.
 _SENTENCE_WINDOW = 100
 
 # What the pre-tokenizer of GPT-2 and RoBERTa splits off as soon as it is spelled out, whatever follows.
@@ -669,7 +672,7 @@ class SledTextCleaner:
         word = _JOINERS.sub("", word)
         if word.isascii() and word.isalnum():
             return word
-        word = _STARS.sub("", word).strip("_~|\\")
+        word = _UNDERSCORES.sub("", _STARS.sub("", word)).strip("~|\\")
         word = re.sub(r"(?<!\w)''+|''+(?!\w)", '"', word)
         word = re.sub(r"\.{2,}", "...", word)
         word = re.sub(r"[!?]{2,}", lambda marks: "?" if "?" in marks.group() else "!", word)
@@ -687,7 +690,14 @@ class SledTextCleaner:
             if rest:
                 words += self._read_word(rest)
             return words
-        space = "" if not self._last and not self._capitals else self._space
+        last = self._capitals[-1] if self._capitals else self._last
+        if not word.strip(".,;:!?"):
+            # Marks on their own go to the word before them.
+            if not last or last[-1] in ".,;:!?":
+                return []
+            if last[-1].isalnum() or last[-1] in _CLOSERS:
+                self._space = ""
+        space = self._space if last else ""
         self._space = ""
         spaced = space + word
         letters = "".join(_LETTERS.findall(word))
@@ -747,6 +757,106 @@ class SledTextCleaner:
         if words:
             self._last = words[-1]
         return words
+
+
+class SledTextReader:
+    r"""
+    Reads a text that arrives in pieces: cleans it ([`SledTextCleaner`]) and writes out numbers and short forms, if there is
+    a normalizer. The words are those of the whole text, however it is cut into pieces.
+
+    Args:
+        language (`str`, *optional*, defaults to `"en"`):
+            Code of the language.
+        normalizer (`str` or `Callable`, *optional*):
+            `"en"`, or a function that gets one sentence at a time and returns how it is read.
+
+    Raises:
+        `ValueError`: if the normalizer is not known, or what it needs is not installed.
+    """
+
+    def __init__(self, language: str = "en", normalizer: str | Callable[[str], str] | None = None) -> None:
+        check_normalizer(normalizer)
+        self._cleaner = SledTextCleaner(language)
+        self._normalizer: EnglishNormalizer | _SentenceNormalizer | None = None
+        if callable(normalizer):
+            self._normalizer = _SentenceNormalizer(normalizer, language)
+        elif normalizer is not None:
+            self._normalizer = EnglishNormalizer()
+
+    def push(self, piece: str) -> list[str]:
+        r"""
+        Takes the next piece of the text.
+
+        Args:
+            piece (`str`):
+                Any number of characters, 0 included.
+
+        Returns:
+            `list[str]`: the words to read that are final now, each with the white space before it.
+        """
+        words = self._cleaner.push(piece)
+        return words if self._normalizer is None else self._normalizer.push(words)
+
+    def finish(self) -> list[str]:
+        r"""
+        Ends the text.
+
+        Returns:
+            `list[str]`: the remaining words.
+        """
+        words = self._cleaner.finish()
+        return words if self._normalizer is None else self._normalizer.push(words) + self._normalizer.finish()
+
+
+class _SentenceNormalizer:
+    """Passes whole sentences through a function of the user's."""
+
+    def __init__(self, function: Callable[[str], str], language: str) -> None:
+        self._function = function
+        self._language = language
+        self._words: list[str] = []
+
+    def push(self, words: list[str]) -> list[str]:
+        read: list[str] = []
+        for word in words:
+            if self._words and (
+                word.startswith("\n")
+                or len(self._words) == _SENTENCE_WINDOW
+                or is_sentence_end("".join(self._words), word, self._language)
+            ):
+                read += self.finish()
+            self._words.append(word)
+        return read
+
+    def finish(self) -> list[str]:
+        if not self._words:
+            return []
+        sentence, self._words = "".join(self._words), []
+        text = sentence.lstrip()
+        space = sentence[: len(sentence) - len(text)]
+        normalized = self._function(text)
+        if not isinstance(normalized, str):
+            raise ValueError(f"`normalizer` must return a string, got {_shorten(normalized)} for {_shorten(text)}.")
+        cleaner = SledTextCleaner(self._language)
+        words = cleaner.push(check_text("normalizer(text)", normalized)) + cleaner.finish()
+        return [space + word if index == 0 else word for index, word in enumerate(words)]
+
+
+def check_normalizer(normalizer: object) -> None:
+    r"""
+    Checks a normalizer.
+
+    Args:
+        normalizer (`object`):
+            What was given as one.
+
+    Raises:
+        `ValueError`: if it is neither `None`, a function nor `"en"`, or what `"en"` needs is not installed.
+    """
+    if normalizer == "en" and not is_available():
+        EnglishNormalizer()
+    if normalizer is not None and normalizer != "en" and not callable(normalizer):
+        raise ValueError(f"`normalizer` must be a function, 'en' or None, got {_shorten(normalizer)}.")
 
 
 def is_sentence_end(sentence: str, next_word: str, language: str) -> bool:
@@ -886,8 +996,9 @@ class SledPartSplitter:
         is_paragraph = word.startswith("\n")
         text = word.lstrip()
         parts: list[list[str]] = []
+        may_end = bool(self._sentence) and _ENDS_WITH_TERMINATOR.search(self._sentence[-1]) is not None
         if self._sentence and (
-            is_paragraph or is_sentence_end("".join(self._sentence), text, self._processor.language)
+            is_paragraph or (may_end and is_sentence_end("".join(self._sentence), text, self._processor.language))
         ):
             self._sentence_ends.append(len(self._words))
             self._sentence = []
@@ -1293,8 +1404,10 @@ __all__ = [
     "SledPartSplitter",
     "SledTextCleaner",
     "SledTextPart",
+    "SledTextReader",
     "SledTextSource",
     "SledWordReader",
+    "check_normalizer",
     "check_text",
     "encode_text",
     "is_sentence_end",

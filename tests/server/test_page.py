@@ -214,8 +214,22 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(browser, service):
     page.evaluate("document.activeElement.blur()")
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name || document.activeElement.textContent"))
-    for name in ("text", "voice", "seed", "guidance", "speak", "consent-file", "sample-file", "transcript", "voice-name"):
+        reached.add(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.name || document.activeElement.textContent"
+            )
+        )
+    for name in (
+        "text",
+        "voice",
+        "seed",
+        "guidance",
+        "speak",
+        "consent-file",
+        "sample-file",
+        "transcript",
+        "voice-name",
+    ):
         assert name in reached, name
     unnamed = page.evaluate(
         """[...document.querySelectorAll("input, select, textarea")]

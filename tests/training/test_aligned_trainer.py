@@ -1,8 +1,6 @@
 """The small voice's own training: pairs of utterances, alignments of text and speech, and training with them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -12,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel, set_seed
 
+from example_runner import EXAMPLES, run_example
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
+from transformers_sled.interleaving_sled import get_positions
 from transformers_sled.text_sled import encode_text
 from transformers_sled.training import (
     AlignedTrainer,
@@ -37,7 +37,6 @@ from transformers_sled.training.alignment import align
 
 TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "fixtures" / "golden"
-EXAMPLES = TESTS.parent / "examples" / "tiny_voice"
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +72,6 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def run_command(script, *words):
-    run = subprocess.run([sys.executable, EXAMPLES / script, *map(str, words)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
 def align_data(data, checkpoint, labels=None):
     codec = EncodecModel.from_pretrained(GOLDEN / "codec")
     return align_text(load_source(str(data)), AutoTokenizer.from_pretrained(checkpoint), codec, labels, 2)
@@ -88,8 +81,8 @@ def align_data(data, checkpoint, labels=None):
 def alignments(data, checkpoint, tmp_path_factory):
     """The file that align_text.py writes for the data."""
     output = tmp_path_factory.mktemp("alignments") / "alignments.parquet"
-    words = ["--dataset", data, "--tokenizer", checkpoint, "--codec", GOLDEN / "codec", "--output", output]
-    run_command("align_text.py", *words, "--iterations", 2)
+    settings = {"dataset": data, "tokenizer": checkpoint, "codec": GOLDEN / "codec", "output": output}
+    run_example("tiny_voice/align_text.py", iterations=2, **settings)
     return output
 
 
@@ -193,11 +186,11 @@ def test_pairs_are_not_longer_than_asked_for(join):
     assert len(joined) > 8 and max(joined["length"][:]) <= 94
 
 
-def test_pairs_have_alignments_and_are_trained_on(data, arguments, alignments, checkpoint, tmp_path):
+def test_pairs_have_alignments_and_are_trained_on(data, arguments, alignments, checkpoint, tmp_path, capsys):
     folder = tmp_path / "joined"
-    words = ["--alignments", alignments, "--tokenizer", checkpoint, "--num-pairs", 5]
-    stdout = run_command("join_utterances.py", "--dataset", data, "--output-dir", folder, *words)
-    assert stdout.strip() == f"{folder}: 8 utterances and 5 pairs"
+    words = ["--dataset", data, "--output-dir", folder, "--num-pairs", 5]
+    run_example("tiny_voice/join_utterances.py", *words, alignments=alignments, tokenizer=checkpoint)
+    assert capsys.readouterr().out.strip() == f"{folder}: 8 utterances and 5 pairs"
     paths = read_alignments(folder / "alignments.parquet")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     rows = {row["id"]: row for row in load_source(str(folder))}
@@ -212,7 +205,7 @@ def test_pairs_have_alignments_and_are_trained_on(data, arguments, alignments, c
             len(parts) - index for index in paths[second]
         ]
     changes = {"dataset_name": folder, "alignments": folder / "alignments.parquet", "max_steps": 4}
-    run_command("train_aligned.py", *arguments(**changes))
+    run_example("tiny_voice/train_aligned.py", *arguments(**changes))
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -279,7 +272,7 @@ def test_a_changed_codec_with_turned_latents_changes_nothing(checkpoint):
 
 def test_a_codec_of_another_frame_rate_is_refused(checkpoint):
     model = SledForSpeechSynthesis.from_pretrained(checkpoint)
-    codec = EncodecModel.from_pretrained(EXAMPLES / "codec")
+    codec = EncodecModel.from_pretrained(EXAMPLES / "tiny_voice" / "codec")
     with pytest.raises(ValueError, match="`hop_length` is 320 in the old codec and 800 in the new"):
         change_codec(model, codec, [])
 
@@ -389,7 +382,9 @@ def test_interleaved_text_is_looked_at_once_it_is_read(checkpoint, batch):
     target = locate(model, alignment, text_mask, frame_mask, num_heads=3, forced_share=1.0)
     model.model.layers[1].self_attn.alignment = target
     attention = model(**batch, output_attentions=True).attentions[1]
-    text_positions, frame_positions = model._get_positions(text_mask, frame_mask, num_tokens, num_frames)
+    text_positions, frame_positions = get_positions(
+        model.config, num_tokens, num_frames, text_mask.shape[1], frame_mask.shape[1]
+    )
     read = []
     for frame in range(int(num_frames[0])):
         token, query = int(alignment[0, frame]), int(frame_positions[0, frame]) - 1

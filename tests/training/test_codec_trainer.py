@@ -5,8 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -16,6 +14,7 @@ import soundfile
 import torch
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
+from example_runner import EXAMPLES, run_example
 from transformers_sled.audio_sled import read_audio
 from transformers_sled.training import (
     CodecDataArguments,
@@ -42,7 +41,6 @@ from transformers_sled.training.codec_quantizer import initialize_codebooks, qua
 
 
 TESTS = Path(__file__).parents[1]
-EXAMPLES = TESTS.parent / "examples"
 UTTERANCES = TESTS / "fixtures" / "utterances.parquet"
 RATE = 24_000
 
@@ -361,18 +359,7 @@ def test_the_command_runs_all_phases_and_exports_an_encodec(corpus, tmp_path, co
         "discriminator_update_probability": 1.0, "eval_steps": 3, "save_steps": 2, "waveform_weight": 0.1,
         "magnitude_weight": 0.5, "bf16": True,
     }  # fmt: skip
-    words = [
-        str(word)
-        for name, value in settings.items()
-        for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
-    ]
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLES / "train_codec.py"), *words],
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    run_example("train_codec.py", **settings)
     assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     codec = EncodecModel.from_pretrained(output_dir / "export").eval()
     extractor = EncodecFeatureExtractor.from_pretrained(output_dir / "export")

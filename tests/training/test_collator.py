@@ -9,8 +9,9 @@ import soundfile
 import torch
 from transformers import EncodecModel
 
+from transformers_sled.codec_sled import encode_codes
 from transformers_sled.processing_sled import SledProcessor
-from transformers_sled.training import SledDataCollator, extract_codes
+from transformers_sled.training import SledDataCollator
 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
@@ -34,7 +35,8 @@ def waveforms():
 
 @pytest.fixture(scope="module")
 def codes(waveforms):
-    return extract_codes(waveforms, EncodecModel.from_pretrained(GOLDEN / "codec").eval())
+    codec = EncodecModel.from_pretrained(GOLDEN / "codec").eval()
+    return encode_codes(codec, [torch.from_numpy(waveform) for waveform in waveforms], 6.0)
 
 
 def audio_examples(waveforms):

@@ -1,11 +1,8 @@
 """Labels of recordings, and latents that are trained on them."""
 
 import io
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -15,6 +12,7 @@ import soundfile
 import torch
 from transformers import EncodecConfig, EncodecModel
 
+from example_runner import run_example
 from transformers_sled.training import (
     CodecModelArguments,
     LatentDataArguments,
@@ -29,7 +27,6 @@ from transformers_sled.training.latent_trainer import LabelledSegments, LogSpect
 
 
 TESTS = Path(__file__).parents[1]
-EXAMPLES = TESTS.parent / "examples" / "tiny_voice"
 RATE = 24_000
 
 
@@ -94,21 +91,20 @@ def train(tmp_path, config):
     return run
 
 
-def test_the_command_makes_a_codec(tmp_path, config):
+def test_the_command_makes_a_codec(tmp_path, config, capsys):
     write_corpus(tmp_path)
-    settings = {
-        "config_name": "config", "train_files": "corpus.parquet", "labels": "labels.parquet", "output_dir": "latents",
-        "max_steps": 2, "batch_size": 2, "segment_seconds": 0.5, "save_steps": 1,
-    }  # fmt: skip
-    run = subprocess.run(
-        [sys.executable, EXAMPLES / "train_latents.py", *(f"--{name}={value}" for name, value in settings.items())],
-        cwd=tmp_path,
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
+    run_example(
+        "tiny_voice/train_latents.py",
+        config_name=tmp_path / "config",
+        train_files=tmp_path / "corpus.parquet",
+        labels=tmp_path / "labels.parquet",
+        output_dir=tmp_path / "latents",
+        max_steps=2,
+        batch_size=2,
+        segment_seconds=0.5,
+        save_steps=1,
     )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip().endswith("latents/export")
+    assert capsys.readouterr().out.strip().endswith("latents/export")
     assert [path.name for path in (tmp_path / "latents").glob("checkpoint-*")] == ["checkpoint-2"]
     assert EncodecModel.from_pretrained(tmp_path / "latents" / "export").quantizer.layers[0].codebook.embed.any()
 
@@ -226,8 +222,7 @@ def test_text_becomes_phonemes_in_time(tmp_path):
 
     assert phonemize("Day, night.", "en-us") == ["sil", "d", "A", "sil", "n", "I", "t", "sil"]
     utterances, output = TESTS / "fixtures" / "utterances.parquet", tmp_path / "labels.parquet"
-    words = ["--dataset", utterances, "--output", output, "--iterations", "2"]
-    subprocess.run([sys.executable, EXAMPLES / "label_speech.py", *words], check=True)
+    run_example("tiny_voice/label_speech.py", dataset=utterances, output=output, iterations=2)
     table = load_source(str(output))
     names = table.features["phonemes"].feature.names
     source = load_source(str(utterances))

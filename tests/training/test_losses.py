@@ -13,12 +13,12 @@ from transformers import EncodecModel
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from transformers_sled import SledForSpeechSynthesis
+from transformers_sled.codec_sled import encode_codes
 from transformers_sled.processing_sled import SledProcessor
 from transformers_sled.training import (
     PreparationArguments,
     SledDataCollator,
     TokenizerArguments,
-    extract_codes,
     load_source,
     prepare_dataset,
     train_tokenizer,
@@ -69,7 +69,8 @@ def make_examples(model, waveforms, form):
     if form == "waveforms":
         speech = [{"audio": {"array": waveform, "sampling_rate": 24000}} for waveform in waveforms]
     else:
-        speech = [{"audio_codes": codes} for codes in extract_codes(waveforms, model.codec)]
+        rows = encode_codes(model.codec, [torch.from_numpy(waveform) for waveform in waveforms], 6.0)
+        speech = [{"audio_codes": codes} for codes in rows]
     return [{"text": text, **one} for text, one in zip(TEXTS, speech, strict=True)]
 
 

@@ -15,10 +15,10 @@ import soundfile
 import torch
 from transformers import AutoTokenizer, EncodecModel
 
+from example_runner import EXAMPLES, run_example
 from transformers_sled.training import (
     PreparationArguments,
     TokenizerArguments,
-    extract_codes,
     load_manifest,
     load_source,
     prepare_dataset,
@@ -27,7 +27,6 @@ from transformers_sled.training import (
 
 
 CODEC = Path(__file__).parents[1] / "fixtures" / "golden" / "codec"
-EXAMPLES = Path(__file__).parents[2] / "examples"
 RATE = 24000
 
 
@@ -83,13 +82,6 @@ def corpus(tmp_path):
         soundfile.write(path, noise(int(RATE * (0.6 + 0.1 * ((index * 7) % 10))), seed=index), RATE, subtype="FLOAT")
         rows.append({"id": f"u{index}", "text": f"Sentence {index}.", "speaker": "a", "audio": str(path)})
     return datasets.Dataset.from_list(rows)
-
-
-def test_codes_in_a_batch_are_those_of_each_row_alone(codec):
-    waveforms = [noise(length, seed=length) for length in (14720, 24000, 9999, 7 * 320)]
-    for waveform, codes in zip(waveforms, extract_codes(waveforms, codec), strict=True):
-        assert codes.dtype == np.int16
-        np.testing.assert_array_equal(codes, alone(waveform, codec))
 
 
 def test_rows_of_a_few_frames_get_their_own_codes(codec, tmp_path):
@@ -317,7 +309,7 @@ def test_other_settings_do_not_mix(codec, tmp_path, corpus):
     [
         ({"text_column": "sentence"}, "`text_column` must be one of the columns"),
         ({"audio_column": "wav"}, "`audio_column` must be one of the columns"),
-        ({"bandwidth": 5.0}, "`bandwidth` must be one of"),
+        ({"bandwidth": 5.0}, r"`bandwidth` is 5\.0 kbit/s"),
         ({"rank": 2, "world_size": 2}, "`rank` must be"),
         ({"min_duration": 3.0, "max_duration": 2.0}, "`min_duration` must be"),
         ({"shard_size": 0}, "`shard_size` must be"),
@@ -338,14 +330,8 @@ def test_a_codec_without_codebooks(codec, tmp_path, corpus):
 def test_a_trained_tokenizer_has_the_released_layout(tmp_path):
     texts = ["Der Bär läuft über die Brücke.", "Die Brücke über den Fluß ist grün.", "今日は良い天気です。"] * 20
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    arguments = ["--text_files", tmp_path / "texts.txt", "--output_dir", tmp_path / "tokenizer", "--vocab_size", "300"]
-    trained = subprocess.run(
-        [sys.executable, EXAMPLES / "train_tokenizer.py", *arguments],
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert trained.returncode == 0, trained.stderr
+    files = {"text_files": tmp_path / "texts.txt", "output_dir": tmp_path / "tokenizer"}
+    run_example("train_tokenizer.py", vocab_size=300, **files)
     released = AutoTokenizer.from_pretrained(CODEC.parent / "offline")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert type(tokenizer) is type(released)

@@ -56,8 +56,10 @@ class SpeechService:
     def _load(self) -> None:
         try:
             synthesizers = load_synthesizers(self.settings, self.metrics)
+            for synthesizer in reversed(synthesizers):
+                self.voices.add_shared(synthesizer.voices, synthesizer.default_voice)
             for synthesizer in synthesizers:
-                synthesizer.start(self.voices.shared)
+                synthesizer.start([self.voices.default])
         except Exception as error:
             self._loading_error = error
             logger.exception("models_not_loaded")

@@ -289,8 +289,22 @@ class Synthesizer:
             generator.manual_seed(style.seed)
         return self._server.add(text, max_duration=max_duration, generator=generator, **options)
 
+    @property
+    def voices(self) -> list[str]:
+        """Names of the voices that the model brings along."""
+        return self._processor.voices
+
+    @property
+    def default_voice(self) -> str | None:
+        """The one of them that it takes where none is named."""
+        return self._processor.default_voice
+
     def _get_prompt(self, voice: Voice) -> dict[str, Any]:
         """The voice as the processor takes it."""
+        if voice.id in self._processor.voices:
+            return {"voice_preset": voice.id}
+        if voice.recording is None:
+            raise ValueError(f"Model {self.name!r} has no voice {voice.id!r}.")
         with self._prompts_lock:
             if voice.id not in self._prompts:
                 waveform, rate = soundfile.read(voice.recording, dtype="float32")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,15 @@ MIN_SAMPLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice: its name, what its recording says, and where that is. `owner` is empty where everyone may use it."""
+    """
+    A voice: its name, what its recording says, and where that is, or `None` for a voice that models bring along. `owner`
+    is empty where everyone may use it.
+    """
 
     id: str
     name: str
-    prompt_text: str
-    recording: Path
+    prompt_text: str = ""
+    recording: Path | None = None
     owner: str = ""
     consent: str = ""
     created_at: int = 0
@@ -77,6 +81,7 @@ class VoiceLibrary:
             path.stem: Voice(path.stem, path.stem, path.with_suffix(".txt").read_text().strip(), path)
             for path in sorted(prompts.glob("*.flac"))
         }
+        self._default = next(iter(self._shared))
         self._own: dict[str, Voice] = {}
         self._consents: dict[str, Consent] = {}
         for file in sorted(folder.glob("voice_*.json")):
@@ -89,7 +94,14 @@ class VoiceLibrary:
     @property
     def default(self) -> Voice:
         """The voice that is taken where none is named."""
-        return next(iter(self._shared.values()))
+        return self._shared[self._default]
+
+    def add_shared(self, names: Sequence[str], default: str | None) -> None:
+        """Adds voices that a model brings along, and takes its default one as the default."""
+        for name in names:
+            self._shared.setdefault(name, Voice(name, name))
+        if default is not None:
+            self._default = default
 
     @property
     def shared(self) -> list[Voice]:
@@ -155,10 +167,9 @@ class VoiceLibrary:
     ) -> Voice:
         """Keeps a voice: a waveform `(num_samples,)` in float32, and what it says."""
         voice_id = f"voice_{secrets.token_hex(12)}"
-        voice = Voice(
-            voice_id, name, prompt_text, self.folder / f"{voice_id}.flac", owner, consent.id, int(time.time())
-        )
-        self._write(voice_id, {**asdict(voice), "recording": voice.recording.name}, waveform, sampling_rate)
+        recording = self.folder / f"{voice_id}.flac"
+        voice = Voice(voice_id, name, prompt_text, recording, owner, consent.id, int(time.time()))
+        self._write(voice_id, {**asdict(voice), "recording": recording.name}, waveform, sampling_rate)
         self._own[voice_id] = voice
         return voice
 

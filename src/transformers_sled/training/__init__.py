@@ -19,7 +19,7 @@ _PUBLIC_NAMES = {
     "labels": ["label_speech"],
     "latent_trainer": ["LatentDataArguments", "LatentTrainer", "LatentTrainingArguments", "load_labelled_data"],
     "models": ["SledModelArguments", "add_adapters", "load_model"],
-    "preparation": ["PreparationArguments", "extract_codes", "prepare_dataset"],
+    "preparation": ["PreparationArguments", "prepare_dataset"],
     "recipes": ["parse_recipe"],
     "segments": ["CodecDataArguments", "SpeechSegments", "decode_utterances", "load_codec_data"],
     "sources": ["load_manifest", "load_source"],

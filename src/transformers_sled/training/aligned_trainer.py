@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from ..interleaving_sled import get_positions
 from ..modeling_sled import SledForSpeechSynthesis
 from ..processing_sled import SledProcessor
 from .collator import SledDataCollator
@@ -271,7 +272,7 @@ class AlignedTrainer(SledTrainer):
     ) -> torch.Tensor:
         """Cross entropy of every frame's phoneme, `(batch, frames)`, at the position that the frame is predicted from."""
         counts = text_mask.sum(dim=1), frame_mask.sum(dim=1)
-        _, positions = model._get_positions(text_mask, frame_mask, *counts)
+        _, positions = get_positions(model.config, *counts, text_mask.shape[1], frame_mask.shape[1])
         is_known = phonemes >= 0
         sources = (positions[:, :-1] - 1).clamp(max=hidden_states.shape[1] - 1)
         hidden_states = hidden_states.gather(1, sources[..., None].expand(-1, -1, hidden_states.shape[-1]))
@@ -315,7 +316,9 @@ def locate(
             Share of the rows to force.
     """
     num_tokens, num_frames = text_mask.sum(dim=1), frame_mask.sum(dim=1)
-    text_positions, frame_positions = model._get_positions(text_mask, frame_mask, num_tokens, num_frames)
+    text_positions, frame_positions = get_positions(
+        model.config, num_tokens, num_frames, text_mask.shape[1], frame_mask.shape[1]
+    )
     length = int((num_tokens + num_frames).max())
     # A frame is predicted at the position before its own; what is not known goes to a slot past the end.
     positions = (frame_positions[:, :-1] - 1).masked_fill(alignment < 0, length)

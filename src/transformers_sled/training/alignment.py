@@ -14,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import EncodecModel, PreTrainedTokenizerBase
 
+from ..codec_sled import decode_codes
 from ..text_sled import encode_text
 
 
@@ -205,7 +206,7 @@ def align_text(
             logger.warning("%s is left out: its speech is too short for its text", example["id"])
             continue
         ids.append(example["id"])
-        features.append(compute_features(codec.quantizer.decode(codes[:, None])[0].T))
+        features.append(compute_features(decode_codes(codec, codes[None])[0]))
         states.append(first_state[tokens][token_index] + within)
         token_of_state.append(token_index)
     if not ids:

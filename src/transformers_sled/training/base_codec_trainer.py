@@ -18,6 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
+from ..codec_sled import check_codec_config
+
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,7 @@ def create_codec(arguments: CodecModelArguments) -> EncodecModel:
             f"`upsampling_ratios` {list(config.upsampling_ratios)} give frames of {config.hop_length} samples, which "
             f"do not divide the sampling rate {config.sampling_rate}."
         )
-    if config.normalize or config.chunk_length_s is not None:
-        raise ValueError("Only codecs without `normalize` and `chunk_length_s` can be trained.")
+    check_codec_config(config)
     codec = EncodecModel(config)
     for name, parameter in codec.named_parameters():
         if "bias" in name:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import EncodecConfig, EncodecModel, PreTrainedTokenizerBase
 
 from ..audio_sled import measure_duration, read_audio
+from ..codec_sled import check_bandwidth, check_codec_config, encode_codes
 from ..text_sled import encode_text
 from .sources import DroppedItemError, parse_cut, parse_row
 
@@ -120,10 +121,8 @@ def prepare_dataset(
     output_dir, split, config = Path(arguments.output_dir), arguments.split, codec.config
     if not 0 <= rank < world_size:
         raise ValueError(f"`rank` must be at least 0 and below `world_size`, got {rank} of {world_size}")
-    if arguments.bandwidth not in config.target_bandwidths:
-        raise ValueError(f"`bandwidth` must be one of {config.target_bandwidths}, got {arguments.bandwidth}")
-    if config.chunk_length_s is not None or config.audio_channels != 1:
-        raise ValueError("`codec` must be a mono EnCodec without chunks, such as facebook/encodec_24khz")
+    check_codec_config(config)
+    check_bandwidth(config, arguments.bandwidth)
     if not codec.quantizer.layers[0].codebook.embed.any():
         raise ValueError("`codec` has empty codebooks: its quantizer has not been trained")
     dataset, parse = _get_rows(dataset, arguments)
@@ -148,10 +147,12 @@ def prepare_dataset(
                 _write_shard(_shard_path(output_dir, split, part.shard), finished, part.dropped)
                 progress.update(len(part.dropped))
             else:
-                all_codes = extract_codes(part.waveforms, codec, arguments.bandwidth)
+                waveforms = [torch.as_tensor(waveform, device=codec.device) for waveform in part.waveforms]
+                all_codes = encode_codes(codec, waveforms, arguments.bandwidth)
                 for item, codes in zip(part.items, all_codes, strict=True):
                     speaker = None if item["speaker"] is None else str(item["speaker"])
-                    item |= {"speaker": speaker, "length": codes.shape[1], "audio_codes": list(codes)}
+                    rows_of_codes = list(codes.to("cpu", torch.int16).numpy())
+                    item |= {"speaker": speaker, "length": codes.shape[1], "audio_codes": rows_of_codes}
                     rows[part.shard].append(item)
                 progress.update(len(part.items))
     _write_card(output_dir)
@@ -277,16 +278,11 @@ class _ShardReader(torch.utils.data.IterableDataset):
             except ValueError as error:
                 drop(item, error)
                 continue
-            # The codec reflects the first frames into its left padding, which must not reach another row's padding.
-            alone = len(waveform) < self.codec_config.last_kernel_size * self.codec_config.hop_length
-            if batch.items and (alone or (len(batch.items) + 1) * item["duration"] > self.arguments.batch_seconds):
+            if batch.items and (len(batch.items) + 1) * item["duration"] > self.arguments.batch_seconds:
                 yield batch
                 batch = _Batch(shard, [], [])
             batch.items.append(item)
             batch.waveforms.append(waveform)
-            if alone:
-                yield batch
-                batch = _Batch(shard, [], [])
         if batch.items:
             yield batch
         yield _ShardEnd(shard, dropped)
@@ -306,34 +302,6 @@ class _ShardReader(torch.utils.data.IterableDataset):
         tokens = len(encode_text(self.tokenizer, text)) if self.tokenizer is not None else 0
         if tokens + frames > self.arguments.max_positions:
             raise DroppedItemError("too many positions", f"{tokens} tokens and {frames} frames")
-
-
-@torch.no_grad()
-def extract_codes(waveforms: Sequence[np.ndarray], codec: EncodecModel, bandwidth: float = 6.0) -> list[np.ndarray]:
-    """
-    Encodes waveforms of any lengths with EnCodec. Each is zero-padded to whole frames and gets the codes it would
-    get alone.
-
-    Args:
-        waveforms (sequence of `np.ndarray` of shape `(samples,)`):
-            Mono audio at the codec's sampling rate. To encode a row shorter than `codec.config.last_kernel_size`
-            frames, pass it alone: its beginning sees its padding.
-        codec ([`EncodecModel`]):
-            The codec, on the device to run on.
-        bandwidth (`float`, *optional*, defaults to 6.0):
-            In kilobits a second; 6.0 is 8 codebooks of `facebook/encodec_24khz`.
-
-    Returns:
-        `list` of `np.ndarray` of shape `(codebooks, frames)`, int16.
-    """
-    hop_length = codec.config.hop_length
-    frames = [math.ceil(len(waveform) / hop_length) for waveform in waveforms]
-    padded = torch.zeros(len(waveforms), 1, max(frames) * hop_length)
-    for row, waveform in zip(padded, waveforms, strict=True):
-        row[0, : len(waveform)] = torch.as_tensor(waveform)
-    codes = codec.encode(padded.to(codec.device), bandwidth=bandwidth).audio_codes[0]
-    codes = codes.to("cpu", torch.int16).numpy()
-    return [row[:, :length] for row, length in zip(codes, frames, strict=True)]
 
 
 def codebooks_digest(codec: EncodecModel, bandwidth: float = 6.0) -> str:

@@ -7,8 +7,8 @@ def builtin_voice(interleaved: bool = False) -> str:
     """
     Gives the folder of the small English checkpoint that comes with the package. It needs no network.
 
-    Short recordings to clone a voice from lie in the folder `prompts` beside it, each `name.flac` with what it says in
-    `name.txt`.
+    A recording to clone a voice from lies in the folder `prompts` beside it, `af_heart.flac`, with what it says in
+    `af_heart.txt`.
 
     Args:
         interleaved (`bool`, *optional*, defaults to `False`):
