@@ -234,6 +234,9 @@ def serve(
     voices_folder: Annotated[
         Path | None, typer.Option(file_okay=False, help="Where voices that are made over HTTP are kept.")
     ] = None,
+    cloning: Annotated[
+        bool, typer.Option(help="Whether voices may be made over HTTP; without keys, everyone shares them.")
+    ] = True,
     certificate: Annotated[Path | None, typer.Option(exists=True, help="Certificate for HTTPS.")] = None,
     private_key: Annotated[Path | None, typer.Option(exists=True, help="Private key for HTTPS.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
@@ -259,6 +262,7 @@ def serve(
             max_streams=max_streams,
             max_queue=max_queue,
             cors_origins=tuple(cors_origin or ()),
+            cloning=cloning,
             device=_get_device(device),
             dtype=dtype,
             **{name: value for name, value in given.items() if value is not None},

@@ -258,3 +258,9 @@ def get_luminance(color: str) -> float:
     values = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_service_that_makes_no_voices_offers_none(browser, make_service):
+    with make_service(cloning=False) as service:
+        page = open_page(browser, service)
+        page.wait_for_selector("#clone", state="hidden")

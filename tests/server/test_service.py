@@ -1,11 +1,15 @@
 """What the service does under load, when it fails, and when it starts and stops."""
 
+import contextlib
 import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -317,3 +321,27 @@ def test_it_describes_itself(service):
         assert client.get("/docs").status_code == 200
     assert "/v1/audio/speech" in schema["paths"]
     assert "audio/mpeg" in schema["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["content"]
+
+
+def test_the_space_runs_as_it_stands():
+    app = Path(__file__).parents[2] / "examples" / "space" / "app.py"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PORT": str(port), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen([sys.executable, app], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        limit = time.monotonic() + 90
+        while time.monotonic() < limit:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
+                    break
+            assert process.poll() is None
+            time.sleep(0.1)
+        page = httpx.get(f"http://127.0.0.1:{port}/")
+        assert page.status_code == 200 and 'id="text"' in page.text
+        for name in ("page.js", "playback.js", "style.css"):
+            assert httpx.get(f"http://127.0.0.1:{port}/page/{name}").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/audio/voice_consents").status_code == 403
+    finally:
+        process.terminate()
+        assert process.wait(60) is not None

@@ -148,3 +148,16 @@ def test_no_voice_without_a_consent(service):
         response = http.post("/v1/audio/voices", data={"name": "a"}, files={"audio_sample": make_recording()})
     assert response.status_code == 400
     assert json.loads(response.content)["error"]["param"] in ("consent", "transcript")
+
+
+def test_a_service_may_make_no_voices(make_service):
+    with make_service(cloning=False) as service, service.client() as http:
+        for method, path in (
+            ("GET", "/v1/audio/voice_consents"),
+            ("POST", "/v1/audio/voice_consents"),
+            ("POST", "/v1/audio/voices"),
+            ("DELETE", "/v1/audio/voices/voice_1"),
+        ):
+            response = http.request(method, path)
+            assert response.status_code == 403 and response.json()["error"]["code"] == "cloning_off"
+        assert http.get("/v1/audio/voices").status_code == 200

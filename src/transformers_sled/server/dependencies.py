@@ -6,6 +6,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from .authentication import read_api_key
+from .errors import ServiceError
 from .service import SpeechService
 
 
@@ -24,6 +25,15 @@ def get_details(connection: HTTPConnection) -> dict[str, Any]:
     return connection.scope["state"]["details"]
 
 
+def get_owner_who_may_clone(connection: HTTPConnection) -> str:
+    """Who asks, where voices may be made."""
+    owner = get_owner_of_key(connection)
+    if not get_service(connection).settings.cloning:
+        raise ServiceError(403, "This service makes no voices.", code="cloning_off")
+    return owner
+
+
 Service = Annotated[SpeechService, Depends(get_service)]
 Owner = Annotated[str, Depends(get_owner_of_key)]
+CloningOwner = Annotated[str, Depends(get_owner_who_may_clone)]
 Details = Annotated[dict[str, Any], Depends(get_details)]

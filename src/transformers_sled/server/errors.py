@@ -70,6 +70,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, description in (
         (400, "A parameter is missing or wrong."),
         (401, "The API key is missing or wrong."),
+        (403, "The service does not do this."),
         (404, "There is nothing of that name."),
         (413, "The body is too large."),
         (429, "Too many requests wait."),

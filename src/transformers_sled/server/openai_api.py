@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from .audio_formats import AUDIO_FORMATS, AudioEncoder, decode_audio
-from .dependencies import Details, Owner, Service
+from .dependencies import CloningOwner, Details, Owner, Service
 from .errors import ERROR_RESPONSES, ServiceError
 from .provenance import get_metadata
 from .responses import SpeechResponse
@@ -169,7 +169,7 @@ async def list_voices(owner: Owner, service: Service) -> dict[str, Any]:
 
 @router.post("/audio/voice_consents")
 async def create_voice_consent(
-    owner: Owner,
+    owner: CloningOwner,
     service: Service,
     name: Annotated[str, Form(min_length=1, max_length=256)],
     language: Annotated[str, Form(min_length=2, max_length=35)],
@@ -182,7 +182,7 @@ async def create_voice_consent(
 
 
 @router.get("/audio/voice_consents")
-async def list_voice_consents(owner: Owner, service: Service) -> dict[str, Any]:
+async def list_voice_consents(owner: CloningOwner, service: Service) -> dict[str, Any]:
     """Lists the consents that were given under the key."""
     consents = service.voices.get_consents(owner)
     return {
@@ -195,13 +195,13 @@ async def list_voice_consents(owner: Owner, service: Service) -> dict[str, Any]:
 
 
 @router.get("/audio/voice_consents/{consent_id}")
-async def get_voice_consent(consent_id: str, owner: Owner, service: Service) -> dict[str, Any]:
+async def get_voice_consent(consent_id: str, owner: CloningOwner, service: Service) -> dict[str, Any]:
     """Describes a consent."""
     return _describe_consent(service.voices.get_consent(consent_id, owner))
 
 
 @router.delete("/audio/voice_consents/{consent_id}")
-async def delete_voice_consent(consent_id: str, owner: Owner, service: Service) -> dict[str, Any]:
+async def delete_voice_consent(consent_id: str, owner: CloningOwner, service: Service) -> dict[str, Any]:
     """Withdraws a consent, and deletes the voices that were made on it."""
     await asyncio.to_thread(service.voices.delete_consent, consent_id, owner)
     return {"id": consent_id, "object": "audio.voice_consent", "deleted": True}
@@ -209,7 +209,7 @@ async def delete_voice_consent(consent_id: str, owner: Owner, service: Service) 
 
 @router.post("/audio/voices")
 async def create_voice(
-    owner: Owner,
+    owner: CloningOwner,
     service: Service,
     name: Annotated[str, Form(min_length=1, max_length=256)],
     consent: Annotated[str, Form(max_length=256)],
@@ -239,7 +239,7 @@ async def create_voice(
 
 
 @router.delete("/audio/voices/{voice_id}")
-async def delete_voice(voice_id: str, owner: Owner, service: Service) -> dict[str, Any]:
+async def delete_voice(voice_id: str, owner: CloningOwner, service: Service) -> dict[str, Any]:
     """Deletes a voice."""
     await asyncio.to_thread(service.voices.delete, voice_id, owner)
     return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True}

@@ -46,8 +46,8 @@ class ServiceSettings:
             Origins of web pages elsewhere that may use the service, such as `https://example.org`.
         voices_folder (`Path`, *optional*):
             Where voices that are made over HTTP are kept.
-        watermark (`bool`, *optional*, defaults to `True`):
-            Whether to watermark the speech, where the extra `watermark` is installed.
+        cloning (`bool`, *optional*, defaults to `True`):
+            Whether voices may be made over HTTP. Where no keys are asked for, everyone shares them.
     """
 
     model: str = field(default_factory=builtin_voice)
@@ -66,7 +66,7 @@ class ServiceSettings:
     shutdown_timeout: int = 30
     cors_origins: tuple[str, ...] = ()
     voices_folder: Path = Path.home() / ".local" / "share" / "transformers-sled" / "voices"
-    watermark: bool = True
+    cloning: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_streams", "max_input_characters", "max_body_bytes", "max_connections"):

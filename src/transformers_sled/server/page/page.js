@@ -295,6 +295,12 @@ async function listVoices(chosen) {
   element("voice").replaceChildren(...voices.map(({ id, name }) => new Option(name, id, false, id === chosen)));
 }
 
+/** Shows how to clone a voice where the service lets one. */
+async function showCloning() {
+  const response = await fetch("v1/audio/voice_consents", { headers: getHeaders() });
+  element("clone").hidden = response.status === 403;
+}
+
 /** Records from the microphone into a file field. */
 async function record(button) {
   if (button.recorder) {
@@ -357,6 +363,7 @@ document.addEventListener("keydown", (event) => {
 element("key-form").addEventListener("submit", showing("status", async () => {
   apiKey = element("key").value;
   await listVoices();
+  await showCloning();
   element("key-form").hidden = true;
   say("");
 }));
@@ -371,4 +378,4 @@ element("clone-form").addEventListener("submit", showing("clone-status", async (
   element("clone-fields").disabled = true;
   element("clone-status").textContent = "The voice is in the list.";
 }));
-listVoices().catch((error) => say(error.message));
+listVoices().then(showCloning).catch((error) => say(error.message));
