@@ -101,7 +101,7 @@ def test_it_goes_on_after_a_sentence():
     texts = [TEXT, f"{TEXT} The dog barked all night. {TEXT}"]
     one, three = (pipe(text, generate_kwargs={"generator": torch.Generator().manual_seed(0)}) for text in texts)
     assert_is_speech(three["audio"])
-    assert three["audio"].size > 2 * one["audio"].size
+    assert three["audio"].size > 1.5 * one["audio"].size
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])

@@ -24,7 +24,7 @@ try:
     # Of huggingface_hub 2, whatever it calls it.
     from huggingface_hub.utils import httpx
 except ImportError:
-    import httpx
+    import httpx  # type: ignore[no-redef]
 
 CARD_NAME = "README.md"
 

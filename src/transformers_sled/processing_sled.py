@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -165,17 +165,17 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             options = {f"_raise_exceptions_for_{error}": False for error in ("missing_entries", "connection_errors")}
             return cached_file(name, file_name, **options, **hub_kwargs, **location) is not None
 
-        has_processor, has_config = has_file(PROCESSOR_NAME), has_file(CONFIG_NAME)
-        # transformers would make up what is missing.
-        if not has_config and not has_processor:
-            raise ValueError(f"{name!r} is no SLED checkpoint, or an incomplete one: it has no {CONFIG_NAME}.")
+        # transformers would make up a tokenizer that is missing.
         for file_names in (("tokenizer.json", "vocab.json"), ("tokenizer_config.json",)):
             if not any(has_file(file_name) for file_name in file_names):
                 raise ValueError(f"{name!r} is incomplete: it has no {file_names[0]}.")
-        # A processor may be in a folder of its own, without a model.
+        has_config = has_file(CONFIG_NAME)
         config = SledConfig.from_pretrained(name, **hub_kwargs, **location) if has_config else None
-        if has_processor:
+        if has_file(PROCESSOR_NAME):
+            # It may be in a folder of its own, without a model.
             processor = super().from_pretrained(name, **kwargs)
+        elif config is None:
+            raise ValueError(f"{name!r} is no SLED checkpoint, or an incomplete one: it has no {CONFIG_NAME}.")
         else:
             codec_config = config.codec_config
             if codec_config is None and config.codec_id == SledConfig.codec_id:
@@ -434,9 +434,9 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             data["prompt_latents"], data["prompt_latents_mask"] = latents, mask
             num_frames = mask.sum(dim=1).tolist()
             seconds = [frames * self.hop_length / self.sampling_rate for frames in num_frames]
-        prompt_texts, num_frames, seconds = (
-            one * len(texts) if len(one) == 1 else one for one in (prompt_texts, num_frames, seconds)
-        )
+        prompt_texts = prompt_texts * (len(texts) // len(prompt_texts))
+        num_frames = num_frames * (len(texts) // len(num_frames))
+        seconds = seconds * (len(texts) // len(seconds))
         if has_prompt:
             for row in zip(texts, prompt_texts, num_frames, seconds, strict=True):
                 self._check_prompt(*row, name)
@@ -776,7 +776,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             raise ValueError(
                 f"`voice_preset` is {voice_preset!r:.100}, but `{given[0]}` gives a voice too: give one of them."
             )
-        presets = list(voice_preset) if _is_list(voice_preset) else [voice_preset]
+        presets: list[Any] = list(voice_preset) if _is_list(voice_preset) else [voice_preset]
         if not presets:
             raise ValueError(f"`{argument}` must not be empty.")
         for preset in presets:
@@ -824,7 +824,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: SledConfig, nam
         )
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a value is a list, a column or an array of others."""
     if isinstance(value, np.ndarray):
         return value.ndim == 1
