@@ -29,7 +29,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import soundfile
 import torch
 import transformers
 from tqdm import tqdm
@@ -91,14 +90,14 @@ async def ask_all(url: str, num_clients: int, audio_format: str, seed: int) -> t
         return time.perf_counter() - start, answers
 
 
-def speak_all(server: SledStreamServer, voice: dict[str, Any], num_streams: int, seed: int) -> tuple[float, float]:
+def speak_all(server: SledStreamServer, num_streams: int, seed: int) -> tuple[float, float]:
     """The same by the engine alone. Gives the seconds that all took, and the median of those to the first audio."""
 
     async def listen(number: int) -> float:
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed + number)
         text = TEXTS[(seed + number) % len(TEXTS)]
-        stream = await asyncio.to_thread(server.add, text, generator=generator, **voice)
+        stream = await asyncio.to_thread(server.add, text, generator=generator, voice_preset=VOICE)
         first = None
         async for _ in stream:
             first = first or time.perf_counter()
@@ -166,12 +165,6 @@ def main() -> None:
     max_streams = max(arguments.num_clients)
     checkpoint = builtin_voice()
     model, processor = SledForSpeechSynthesis.from_pretrained(checkpoint), SledProcessor.from_pretrained(checkpoint)
-    prompt = Path(checkpoint).parent / "prompts" / f"{VOICE}.flac"
-    prompt_text = prompt.with_suffix(".txt").read_text().strip()
-    waveform, rate = soundfile.read(prompt, dtype="float32")
-    inputs = processor(prompt_text, prompt_audio=waveform, sampling_rate=rate)
-    latents = model.encode_prompt(inputs["prompt_values"], inputs["prompt_values_mask"])
-    voice = {"prompt_text": prompt_text, **latents}
     answers: dict[tuple[int, str], list[Answer]] = {}
     seconds: dict[tuple[int, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, SledStreamServer(model, processor, max_streams) as server:
@@ -179,7 +172,7 @@ def main() -> None:
         try:
             # What is only done once is not what is measured.
             asyncio.run(ask_all(service.url, 1, "mp3", 0))
-            speak_all(server, voice, 1, 0)
+            speak_all(server, 1, 0)
             total = arguments.rounds * len(arguments.num_clients) * 3
             with tqdm(total=total, unit="turn") as progress:
                 for number in range(arguments.rounds):
@@ -190,7 +183,7 @@ def main() -> None:
                             answers.setdefault((num_clients, audio_format), []).extend(given)
                             seconds.setdefault((num_clients, audio_format), []).append(taken)
                             progress.update()
-                        alone, _ = speak_all(server, voice, num_clients, seed)
+                        alone, _ = speak_all(server, num_clients, seed)
                         seconds.setdefault((num_clients, "engine"), []).append(alone)
                         progress.update()
         finally:

@@ -78,7 +78,8 @@ def test_a_listener_who_leaves_ends_it_without_a_word():
 def test_lists_voices():
     result = run("voices")
     assert result.exit_code == 0
-    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == ["af_heart", "am_michael", "bf_emma"]
+    assert {"af_heart (default)", "bf_emma", "am_michael"} <= set(result.stdout.splitlines())
+    assert run("voices", "--model", "missing/model").exit_code == 1
 
 
 @pytest.mark.parametrize(

@@ -151,20 +151,14 @@ def _read_standard_input() -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _get_prompts() -> dict[str, Path]:
-    """The recordings of the voices in the box by their names."""
-    return {path.stem: path for path in sorted((Path(builtin_voice()).parent / "prompts").glob("*.flac"))}
-
-
 def _get_voice(voice: str, processor: SledProcessor) -> dict[str, Any]:
     if voice in processor.voices:
         return {"voice_preset": voice}
-    prompts = _get_prompts()
-    if voice in prompts:
-        return {"prompt_text": prompts[voice].with_suffix(".txt").read_text().strip(), "prompt_audio": prompts[voice]}
     if Path(voice).is_file():
         return processor.load_voice(voice)
-    raise ValueError(f"--voice {voice!r} is neither a file nor one of {', '.join([*processor.voices, *prompts])}.")
+    raise ValueError(
+        f"--voice {voice!r} is neither a file nor a voice of the checkpoint: {', '.join(processor.voices)}."
+    )
 
 
 def _check_output(output: str | None) -> None:
@@ -201,10 +195,20 @@ def _open_output(output: str | None, sampling_rate: int) -> Iterator[Callable[[n
 
 
 @app.command()
-def voices() -> None:
-    """List the voices that come with the package."""
-    for name, path in _get_prompts().items():
-        typer.echo(f"{name}\t{path.with_suffix('.txt').read_text().strip()}")
+def voices(
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: Hub repository or folder; by default the voice in the box.")
+    ] = None,
+) -> None:
+    """List the voices of a checkpoint."""
+    checkpoint = model or builtin_voice()
+    with _one_line_errors():
+        try:
+            processor = SledProcessor.from_pretrained(checkpoint)
+        except OSError as error:
+            raise ValueError(f"--model {checkpoint!r} cannot be loaded: {error}") from error
+        for name in processor.voices:
+            typer.echo(f"{name} (default)" if name == processor.default_voice else name)
 
 
 @app.command()

@@ -43,10 +43,8 @@ def expected(service) -> np.ndarray:
     """What the interleaved model alone says in that voice with that seed."""
     processor = SledProcessor.from_pretrained(builtin_voice(interleaved=True))
     model = SledForSpeechSynthesis.from_pretrained(builtin_voice(interleaved=True))
-    voice = service.service.voices.get("bf_emma", "")
-    prompt = {"prompt_text": voice.prompt_text, "prompt_audio": voice.recording}
     generator = torch.Generator().manual_seed(3)
-    return torch.cat(list(model.stream(iter([TEXT]), processor, generator=generator, **prompt))).numpy()
+    return torch.cat(list(model.stream(iter([TEXT]), processor, generator=generator, voice_preset="bf_emma"))).numpy()
 
 
 def get_samples(audio: bytes) -> np.ndarray:

@@ -30,11 +30,10 @@ def expected(service) -> dict[tuple[str, int], np.ndarray]:
     """What `generate` alone says, by text and seed."""
     processor = SledProcessor.from_pretrained(builtin_voice())
     model = SledForSpeechSynthesis.from_pretrained(builtin_voice())
-    voice = service.service.voices.get("bf_emma", "")
     spoken = {}
     for number in range(8):
         request = make_request(number)
-        inputs = processor(request["input"], prompt_text=voice.prompt_text, prompt_audio=voice.recording)
+        inputs = processor(request["input"], voice_preset="bf_emma")
         generator = torch.Generator().manual_seed(request["seed"])
         spoken[request["input"], request["seed"]] = model.generate(**inputs, generator=generator)[0].numpy()
     return spoken

@@ -33,8 +33,7 @@ def expected(service) -> np.ndarray:
     """What `generate` alone says in that voice with that seed."""
     processor = SledProcessor.from_pretrained(builtin_voice())
     model = SledForSpeechSynthesis.from_pretrained(builtin_voice())
-    voice = service.service.voices.get("af_heart", "")
-    inputs = processor(TEXT, prompt_text=voice.prompt_text, prompt_audio=voice.recording)
+    inputs = processor(TEXT, voice_preset="af_heart")
     return model.generate(**inputs, generator=torch.Generator().manual_seed(3))[0].numpy()
 
 

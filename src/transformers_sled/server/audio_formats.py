@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 
 import av
 import numpy as np
@@ -185,41 +184,4 @@ class _TempoFilter:
                 return np.concatenate(pieces)
 
 
-def decode_audio(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
-    r"""
-    Reads a recording of any format that FFmpeg knows.
-
-    Args:
-        data (`bytes`):
-            The file.
-        max_seconds (`float`):
-            Seconds at which to stop.
-
-    Returns:
-        `tuple[np.ndarray, int]`: a mono waveform of shape `(num_samples,)` in float32, and its sampling rate in Hz.
-
-    Raises:
-        `ValueError`: if it is no audio file, or empty.
-    """
-    pieces: list[np.ndarray] = []
-    num_samples, rate = 0, 0
-    try:
-        with av.open(BytesIO(data)) as container:
-            if not container.streams.audio:
-                raise ValueError("the file has no audio")
-            resampler = av.AudioResampler(format="flt", layout="mono")
-            for frame in container.decode(container.streams.audio[0]):
-                rate = frame.sample_rate
-                for mono in resampler.resample(frame):
-                    pieces.append(mono.to_ndarray().reshape(-1))
-                    num_samples += mono.samples
-                if num_samples > max_seconds * rate:
-                    break
-    except (av.FFmpegError, ValueError) as error:
-        raise ValueError(f"The recording cannot be read: {error}.") from error
-    if num_samples == 0:
-        raise ValueError("The recording is empty.")
-    return np.concatenate(pieces)[: int(max_seconds * rate)], rate
-
-
-__all__ = ["AUDIO_FORMATS", "AudioEncoder", "AudioFormat", "decode_audio"]
+__all__ = ["AUDIO_FORMATS", "AudioEncoder", "AudioFormat"]

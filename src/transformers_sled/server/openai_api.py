@@ -11,12 +11,13 @@ from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from .audio_formats import AUDIO_FORMATS, AudioEncoder, decode_audio
+from ..audio_sled import measure_duration, read_audio
+from .audio_formats import AUDIO_FORMATS, AudioEncoder
 from .dependencies import CloningOwner, Details, Owner, Service
 from .errors import ERROR_RESPONSES, ServiceError
 from .provenance import get_metadata
 from .responses import SpeechResponse
-from .service import OPENAI_MODELS
+from .service import OPENAI_MODELS, SpeechService
 from .synthesizers import SpeakingStyle, Synthesizer
 from .voice_library import MAX_SAMPLE_SECONDS, MIN_SAMPLE_SECONDS, Consent
 
@@ -176,7 +177,8 @@ async def create_voice_consent(
     recording: Annotated[UploadFile, File(description="The speaker saying that they agree, at most 10 MiB.")],
 ) -> dict[str, Any]:
     """Keeps a recording in which a speaker agrees to have their voice cloned."""
-    waveform, rate = await _read_recording(recording, "recording")
+    waveform = await _read_recording(recording, "recording", service)
+    rate = service.get_synthesizer().sampling_rate
     consent = await asyncio.to_thread(service.voices.add_consent, name, language, waveform, rate, owner)
     return _describe_consent(consent)
 
@@ -220,7 +222,8 @@ async def create_voice(
     given = service.voices.get_consent(consent, owner)
     if not transcript.strip():
         raise ServiceError(400, "`transcript` must not be empty.", "transcript")
-    waveform, rate = await _read_recording(audio_sample, "audio_sample")
+    waveform = await _read_recording(audio_sample, "audio_sample", service)
+    rate = service.get_synthesizer().sampling_rate
     seconds = len(waveform) / rate
     if not MIN_SAMPLE_SECONDS <= seconds <= MAX_SAMPLE_SECONDS:
         raise ServiceError(
@@ -228,6 +231,11 @@ async def create_voice(
             f"`audio_sample` must last {MIN_SAMPLE_SECONDS:g} to {MAX_SAMPLE_SECONDS:g} s, got {seconds:.2f} s.",
             "audio_sample",
         )
+    try:
+        for synthesizer in service.synthesizers:
+            await asyncio.to_thread(synthesizer.check_voice, transcript.strip(), waveform)
+    except ValueError as error:
+        raise ServiceError(400, str(error), "audio_sample") from error
     voice = await asyncio.to_thread(service.voices.add, name, transcript.strip(), waveform, rate, given, owner)
     return {
         "id": voice.id,
@@ -255,12 +263,16 @@ def _describe_consent(consent: Consent) -> dict[str, Any]:
     }
 
 
-async def _read_recording(file: UploadFile, name: str) -> tuple[np.ndarray, int]:
-    """The waveform (num_samples,) in float32 of an uploaded file, and its sampling rate."""
+async def _read_recording(file: UploadFile, name: str, service: SpeechService) -> np.ndarray:
+    """The waveform (num_samples,) of an uploaded file in float32, at the sampling rate of the models."""
     data = await file.read(MAX_RECORDING_BYTES + 1)
     if len(data) > MAX_RECORDING_BYTES:
         raise ServiceError(413, f"`{name}` must have at most {MAX_RECORDING_BYTES // 2**20} MiB.", name)
+    rate = service.get_synthesizer().sampling_rate
     try:
-        return await asyncio.to_thread(decode_audio, data, MAX_RECORDING_SECONDS)
+        seconds = await asyncio.to_thread(measure_duration, data, name=name)
+        if seconds > MAX_RECORDING_SECONDS:
+            raise ValueError(f"`{name}` must last at most {MAX_RECORDING_SECONDS:g} s, got {seconds:.1f} s.")
+        return await asyncio.to_thread(read_audio, data, target_rate=rate, name=name)
     except ValueError as error:
-        raise ServiceError(400, f"`{name}`: {error}", name) from error
+        raise ServiceError(400, str(error), name) from error

@@ -59,7 +59,7 @@ class SpeechService:
             for synthesizer in reversed(synthesizers):
                 self.voices.add_shared(synthesizer.voices, synthesizer.default_voice)
             for synthesizer in synthesizers:
-                synthesizer.start([self.voices.default])
+                synthesizer.start()
         except Exception as error:
             self._loading_error = error
             logger.exception("models_not_loaded")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 
 from ..modeling_sled import SledForSpeechSynthesis
@@ -21,7 +20,7 @@ from ..serving_sled import SledStream, SledStreamServer
 from .errors import ServiceError
 from .metrics import ServiceMetrics
 from .settings import ServiceSettings
-from .voice_library import Voice
+from .voice_library import DEFAULT_VOICE, Voice
 
 
 logger = logging.getLogger(__name__)
@@ -173,11 +172,13 @@ class Synthesizer:
         metrics.streams.labels(name).set_function(lambda: self._server.num_active_streams)
         metrics.queue.labels(name).set_function(lambda: self._server.num_waiting_streams)
 
-    def start(self, voices: list[Voice]) -> None:
-        """Starts to take texts, with voices at hand that are often asked for."""
-        for voice in voices:
-            self._get_prompt(voice)
+    def start(self) -> None:
+        """Starts to take texts."""
         self._server.start()
+
+    def check_voice(self, prompt_text: str, waveform: np.ndarray) -> None:
+        """Raises a `ValueError` for a recording, `(num_samples,)` at the model's rate, that makes no voice."""
+        self._processor("a", prompt_text=prompt_text, prompt_audio=waveform, sampling_rate=self.sampling_rate)
 
     def close(self) -> None:
         """Ends all that is spoken."""
@@ -304,11 +305,14 @@ class Synthesizer:
         if voice.id in self._processor.voices:
             return {"voice_preset": voice.id}
         if voice.recording is None:
-            raise ValueError(f"Model {self.name!r} has no voice {voice.id!r}.")
+            if voice.id != DEFAULT_VOICE:
+                raise ValueError(f"Model {self.name!r} has no voice {voice.id!r}, but {self._processor.voices}.")
+            return {}
         with self._prompts_lock:
             if voice.id not in self._prompts:
-                waveform, rate = soundfile.read(voice.recording, dtype="float32")
-                inputs = self._processor(voice.prompt_text, prompt_audio=waveform, sampling_rate=rate)
+                inputs = self._processor(
+                    voice.prompt_text, prompt_text=voice.prompt_text, prompt_audio=voice.recording
+                )
                 latents = self._model.encode_prompt(inputs["prompt_values"], inputs["prompt_values_mask"])
                 self._prompts[voice.id] = {"prompt_text": voice.prompt_text, **latents}
                 if len(self._prompts) > MAX_PROMPTS:

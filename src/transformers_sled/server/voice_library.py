@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from ..voices import builtin_voice
 from .errors import ServiceError
 
+
+# The voice that a model takes where it has none by name.
+DEFAULT_VOICE = "default"
 
 # The names of OpenAI's voices, and which of the box speaks for each.
 OPENAI_VOICES = {
@@ -41,8 +43,8 @@ MIN_SAMPLE_SECONDS = 1.0
 @dataclass(frozen=True)
 class Voice:
     """
-    A voice: its name, what its recording says, and where that is, or `None` for a voice that models bring along. `owner`
-    is empty where everyone may use it.
+    A voice: its name, what its recording says, and where that is. What models bring along has no recording. `owner` is
+    empty where everyone may use it.
     """
 
     id: str
@@ -76,12 +78,8 @@ class VoiceLibrary:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        prompts = Path(builtin_voice()).parent / "prompts"
-        self._shared = {
-            path.stem: Voice(path.stem, path.stem, path.with_suffix(".txt").read_text().strip(), path)
-            for path in sorted(prompts.glob("*.flac"))
-        }
-        self._default = next(iter(self._shared))
+        self._shared: dict[str, Voice] = {}
+        self._default_name = DEFAULT_VOICE
         self._own: dict[str, Voice] = {}
         self._consents: dict[str, Consent] = {}
         for file in sorted(folder.glob("voice_*.json")):
@@ -93,20 +91,14 @@ class VoiceLibrary:
 
     @property
     def default(self) -> Voice:
-        """The voice that is taken where none is named."""
-        return self._shared[self._default]
+        """The voice that is taken where none is named: what a model takes by itself."""
+        return self._shared.get(self._default_name, Voice(self._default_name, self._default_name))
 
     def add_shared(self, names: Sequence[str], default: str | None) -> None:
-        """Adds voices that a model brings along, and takes its default one as the default."""
+        """Adds the voices that a model brings along, and takes its default one as the default."""
         for name in names:
             self._shared.setdefault(name, Voice(name, name))
-        if default is not None:
-            self._default = default
-
-    @property
-    def shared(self) -> list[Voice]:
-        """The voices that everyone may use."""
-        return list(self._shared.values())
+        self._default_name = default or self._default_name
 
     def get_voices(self, owner: str) -> list[Voice]:
         """The voices that the owner of a key may use."""
@@ -125,11 +117,10 @@ class VoiceLibrary:
         Raises:
             [`ServiceError`]: if there is none, or it belongs to another.
         """
-        shared = self._shared.get(name) or self._shared.get(OPENAI_VOICES.get(name, ""))
-        if shared is None and name in OPENAI_VOICES:
-            shared = self.default
-        if shared is not None:
-            return shared
+        if name in self._shared:
+            return self._shared[name]
+        if name in OPENAI_VOICES or name == DEFAULT_VOICE:
+            return self._shared.get(OPENAI_VOICES.get(name, ""), self.default)
         for voice in self._own.values():
             if voice.owner == owner and name in (voice.id, voice.name):
                 return voice
