@@ -1,4 +1,4 @@
-"""The command `sled`: speaks a text, lists voices, runs the speech service."""
+"""The command `sled`: speaks a text, lists voices, runs the speech service, looks for its watermark."""
 
 import codecs
 import contextlib
@@ -17,6 +17,7 @@ import typer
 from transformers import logging
 
 from . import __version__
+from .audio_sled import read_audio
 from .modeling_sled import SledForSpeechSynthesis
 from .processing_sled import SledProcessor
 from .voices import builtin_voice
@@ -212,6 +213,23 @@ def voices(
 
 
 @app.command()
+def detect(file: Annotated[Path, typer.Argument(help="Audio file.", exists=True, dir_okay=False)]) -> None:
+    """Look for the watermark of the speech service in a file. The exit status is 0 where it is found, and 1 where not."""
+    with _one_line_errors():
+        try:
+            # The extras, which the other commands do without.
+            from .server.watermark import SAMPLING_RATE, detect_watermark
+
+            confidence = detect_watermark(read_audio(file, target_rate=SAMPLING_RATE))
+        except ImportError as error:
+            raise CommandError(
+                "Looking for a watermark needs `pip install 'transformers-sled[serve,watermark]'`.", code=2
+            ) from error
+    typer.echo(f"{file}: {'watermarked' if confidence > 0.5 else 'no watermark'} ({confidence:.2f})")
+    raise typer.Exit(0 if confidence > 0.5 else 1)
+
+
+@app.command()
 def serve(
     model: Annotated[
         str | None,
@@ -241,6 +259,9 @@ def serve(
     cloning: Annotated[
         bool, typer.Option(help="Whether voices may be made over HTTP; without keys, everyone shares them.")
     ] = True,
+    watermark: Annotated[
+        bool, typer.Option(help="Whether to watermark the speech, where the extra `watermark` is installed.")
+    ] = True,
     certificate: Annotated[Path | None, typer.Option(exists=True, help="Certificate for HTTPS.")] = None,
     private_key: Annotated[Path | None, typer.Option(exists=True, help="Private key for HTTPS.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
@@ -267,10 +288,16 @@ def serve(
             max_queue=max_queue,
             cors_origins=tuple(cors_origin or ()),
             cloning=cloning,
+            watermark=watermark,
             device=_get_device(device),
             dtype=dtype,
             **{name: value for name, value in given.items() if value is not None},
         )
+        if watermark and not settings.is_watermarking:
+            typer.echo(
+                "note: the speech is not watermarked: `pip install 'transformers-sled[watermark]'` brings a watermark.",
+                err=True,
+            )
         if host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
             typer.echo(f"warning: everyone who reaches {host} may use this service: give it an --api-key.", err=True)
         run_service(

@@ -64,7 +64,7 @@ def make_service(tmp_path_factory):
     def make(is_awaited: bool = True, certificate=None, private_key=None, **settings):
         folder: Path = settings.pop("voices_folder", None) or tmp_path_factory.mktemp("voices")
         return run_service(
-            replace(ServiceSettings(voices_folder=folder), **settings),
+            replace(ServiceSettings(voices_folder=folder, watermark=False), **settings),
             is_awaited,
             certificate=certificate,
             private_key=private_key,

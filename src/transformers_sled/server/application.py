@@ -106,7 +106,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     async def ready(service: Service) -> JSONResponse:
         """Whether the service takes requests."""
         is_ready = service.is_ready
-        return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+        content = {"status": "ready" if is_ready else "not ready", "watermark": service.settings.is_watermarking}
+        return JSONResponse(content, 200 if is_ready else 503)
 
     @app.get("/metrics", response_class=Response, responses={401: ERROR_RESPONSES[401]})
     async def metrics(owner: Owner, service: Service) -> Response:

@@ -65,7 +65,15 @@ class SpeechService:
             logger.exception("models_not_loaded")
             return
         self._synthesizers = synthesizers
-        logger.info("ready", extra={"details": {"models": [synthesizer.name for synthesizer in synthesizers]}})
+        logger.info(
+            "ready",
+            extra={
+                "details": {
+                    "models": [synthesizer.name for synthesizer in synthesizers],
+                    "watermark": self.settings.is_watermarking,
+                }
+            },
+        )
 
     @property
     def synthesizers(self) -> list[Synthesizer]:

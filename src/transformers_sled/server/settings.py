@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..voices import builtin_voice
+from .watermark import is_available
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class ServiceSettings:
             Where voices that are made over HTTP are kept.
         cloning (`bool`, *optional*, defaults to `True`):
             Whether voices may be made over HTTP. Where no keys are asked for, everyone shares them.
+        watermark (`bool`, *optional*, defaults to `True`):
+            Whether to watermark the speech, where the extra `watermark` is installed.
     """
 
     model: str = field(default_factory=builtin_voice)
@@ -67,6 +70,7 @@ class ServiceSettings:
     cors_origins: tuple[str, ...] = ()
     voices_folder: Path = Path.home() / ".local" / "share" / "transformers-sled" / "voices"
     cloning: bool = True
+    watermark: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_streams", "max_input_characters", "max_body_bytes", "max_connections"):
@@ -79,6 +83,11 @@ class ServiceSettings:
                 raise ValueError(f"`{name}` must be a positive number of seconds, got {getattr(self, name)}.")
         if not all(key.strip() for key in self.api_keys):
             raise ValueError("`api_keys` must not hold an empty key.")
+
+    @property
+    def is_watermarking(self) -> bool:
+        """Whether speech is watermarked: where that is wanted and the extra `watermark` is installed."""
+        return self.watermark and is_available()
 
     @property
     def checkpoints(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from .errors import ServiceError
 from .metrics import ServiceMetrics
 from .settings import ServiceSettings
 from .voice_library import DEFAULT_VOICE, Voice
+from .watermark import Watermarker
 
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Speech:
         self.first_audio_time: float | None = None
         self.last_audio_time: float | None = None
         self.underrun = 0.0
+        self._marker = synthesizer.make_marker()
         self.has_ended = False
 
     @property
@@ -103,7 +105,7 @@ class Speech:
         self._stream.finish()
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
-        async for waveform in self._synthesizer.listen(self._stream):
+        async for waveform in self._mark(self._synthesizer.listen(self._stream)):
             now = time.perf_counter()
             if self.first_audio_time is None:
                 self.first_audio_time = now
@@ -112,8 +114,17 @@ class Speech:
             self.underrun += max(0.0, late)
             self.last_audio_time = now
             self.num_samples += len(waveform)
-            yield waveform.numpy()
+            yield waveform
         self.has_ended = True
+
+    async def _mark(self, waveforms: AsyncIterator[np.ndarray]) -> AsyncIterator[np.ndarray]:
+        """Watermarks the speech, where that is wanted, in a thread, because it takes a while."""
+        async for waveform in waveforms:
+            marked = waveform if self._marker is None else await asyncio.to_thread(self._marker.mark, waveform)
+            if len(marked):
+                yield marked
+        if self._marker is not None and len(rest := await asyncio.to_thread(self._marker.finish)):
+            yield rest
 
     def close(self) -> None:
         """Gives the speech up, where it has not ended, and leaves its place to another."""
@@ -169,6 +180,7 @@ class Synthesizer:
         self._prompts: dict[str, dict[str, Any]] = {}
         self._prompts_lock = threading.Lock()
         self._mean_seconds = 1.0
+        self._is_marking = settings.is_watermarking
         metrics.streams.labels(name).set_function(lambda: self._server.num_active_streams)
         metrics.queue.labels(name).set_function(lambda: self._server.num_waiting_streams)
 
@@ -258,11 +270,15 @@ class Synthesizer:
             metrics.real_time_factor.labels(self.name).observe(factor)
             self._mean_seconds = 0.9 * self._mean_seconds + 0.1 * factor * speech.duration
 
-    async def listen(self, stream: SledStream) -> AsyncIterator[torch.Tensor]:
+    def make_marker(self) -> Watermarker | None:
+        """What watermarks a speech, if anything does."""
+        return Watermarker(self.sampling_rate) if self._is_marking else None
+
+    async def listen(self, stream: SledStream) -> AsyncIterator[np.ndarray]:
         """The waveforms of a stream. Raises a [`ServiceError`] for what ends it before its time."""
         try:
             async for waveform in stream:
-                yield waveform
+                yield waveform.numpy()
         except ValueError as error:
             raise ServiceError(400, str(error), "input") from error
         except Exception as error:

@@ -378,4 +378,11 @@ element("clone-form").addEventListener("submit", showing("clone-status", async (
   element("clone-fields").disabled = true;
   element("clone-status").textContent = "The voice is in the list.";
 }));
+/** Tells whether speech is watermarked. */
+async function showWatermark() {
+  const { watermark } = await (await fetch("ready")).json();
+  element("watermark").textContent = watermark ? "It is watermarked." : "It is not watermarked.";
+}
+
+showWatermark().catch(() => {});
 listVoices().then(showCloning).catch((error) => say(error.message));
