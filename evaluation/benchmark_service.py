@@ -3,7 +3,7 @@ Measures the speech service: how soon it answers, whether listeners wait, and wh
 
     python evaluation/benchmark_service.py --output results/service.json
 
-A service with the voices in the box runs in a process of its own, as `sled serve` runs it, and clients in this one ask it
+A service with the voices in the box, without a watermark, runs in a process of its own, as `sled serve` runs it, and clients in this one ask it
 over the loopback: 1, 4 and 16 of them at a time, in PCM and MP3, in turns. The same texts, voices and seeds then go to a
 `SledStreamServer` in this process, with no service around it, while the service is idle.
 
@@ -119,7 +119,7 @@ class Service:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "transformers_sled.cli", "serve", "--port", str(port)]
-        command += ["--max-streams", str(max_streams), "--voices-folder", folder]
+        command += ["--max-streams", str(max_streams), "--voices-folder", folder, "--no-watermark"]
         start = time.perf_counter()
         self.process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.DEVNULL)
         while True:
