@@ -9,7 +9,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from packaging.version import Version
 
 
 EVALUATION = Path(__file__).parents[1] / "evaluation"
@@ -138,6 +140,10 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.skipif(
+    Version(huggingface_hub.__version__) < Version("2"),
+    reason="before 2.0, huggingface_hub validates cards at the Hub's own address, whatever HF_ENDPOINT says",
+)
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_card_on_the_hub(tmp_path, rounds):
     Hub.card = CARD

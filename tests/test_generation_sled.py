@@ -8,8 +8,10 @@ import itertools
 import json
 import threading
 import time
+import warnings
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -18,9 +20,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import EncodecModel, StoppingCriteria, StoppingCriteriaList
 
-from transformers_sled import SledAudioStreamer, SledConfig, SledForSpeechSynthesis, SledProcessor
-from transformers_sled.engine_sled import SledEngine, SledRow
-from transformers_sled.text_sled import encode_text
+from transformers_sled import SledAudioStreamer, SledConfig, SledForSpeechSynthesis, SledProcessor, generation_sled
+from transformers_sled.engine_sled import SledEngine, SledNoise, SledRow
+from transformers_sled.generation_sled import SledKnownParts, SledUtterance
+from transformers_sled.text_sled import SledTextPart, encode_text
 
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -785,29 +788,58 @@ def test_blocked_source_is_dropped_when_it_returns():
         released.set()
 
 
-def test_event_loop_is_not_blocked():
+@pytest.mark.parametrize("text", ["whole", "pieces", "asynchronous"])
+def test_event_loop_is_not_blocked(text, monkeypatch):
     model, processor = load("streaming")
+    encode_prompt = model.encode_prompt
+    threads = set()
+
+    def encode_slowly(*args):
+        time.sleep(1.0)
+        threads.add(threading.current_thread())
+        return encode_prompt(*args)
 
     def source():
-        time.sleep(0.3)
+        time.sleep(1.0)
+        threads.add(threading.current_thread())
         yield TEXT
 
+    monkeypatch.setattr(model, "encode_prompt", encode_slowly)
+    voice = {
+        "prompt_text": "Hm.",
+        "prompt_audio": torch.randn(8_000, generator=seeded(1)) * 0.1,
+        "sampling_rate": 24_000,
+    }
+    texts = {"whole": TEXT, "pieces": source(), "asynchronous": as_async([TEXT])}
+
     async def run():
-        ticks = 0
+        pauses = []
 
         async def tick():
-            nonlocal ticks
             while True:
+                start = time.monotonic()
                 await asyncio.sleep(0.01)
-                ticks += 1
+                pauses.append(time.monotonic() - start)
 
         ticker = asyncio.ensure_future(tick())
-        async for _ in model.astream(source(), processor=processor, max_new_tokens=10, **ENDLESS):
+        async for _ in model.astream(texts[text], processor=processor, max_new_tokens=10, **voice, **ENDLESS):
             pass
         ticker.cancel()
-        return ticks
+        return max(pauses)
 
-    assert asyncio.run(run()) > 3
+    # Neither the voice nor the text is waited for in the loop, and one thread does it all.
+    assert asyncio.run(run()) < 0.8
+    assert len(threads) == 1 and threading.current_thread() not in threads
+
+
+def test_stream_in_a_thread_keeps_the_autocast():
+    model, processor = load("offline")
+    options = {"max_new_tokens": 6, **ENDLESS}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = join(model.stream(TEXT, processor=processor, generator=seeded(0), **options))
+        actual = collect(model.astream(TEXT, processor=processor, generator=seeded(0), **options))
+    assert_same(actual, expected)
+    assert not torch.equal(actual, join(model.stream(TEXT, processor=processor, generator=seeded(0), **options)))
 
 
 def test_two_hundred_streams_leave_nothing():
@@ -956,3 +988,150 @@ def test_streamer_takes_one_row():
     codec = EncodecModel.from_pretrained(GOLDEN / "codec")
     with pytest.raises(ValueError, match="streamer"):
         model.generate(**processor(["One.", "Two."]), streamer=SledAudioStreamer(codec))
+
+
+# Parameters of the base class
+
+
+REFUSED = [
+    {"num_beams": 2},
+    {"stop_strings": ["night"]},
+    {"output_scores": True},
+    {"output_logits": True},
+    {"output_hidden_states": True},
+    {"output_attentions": True},
+    {"penalty_alpha": 0.6},
+    {"prompt_lookup_num_tokens": 3},
+    {"watermarking_config": {"bias": 2.0}},
+    {"constraints": [1]},
+    {"cache_config": {"backend": "quanto"}},
+    {"cache_implementation": "quantized"},
+    {"eos_token_id": 7},
+    {"bos_token_id": 7},
+    {"negative_prompt_ids": torch.tensor([[0, 2]])},
+    {"prefix_allowed_tokens_fn": lambda row, ids: [1]},
+    {"tokenizer": "any"},
+    {"assistant_model": "any"},
+    {"min_new_tokens": 50, "max_new_tokens": 10},
+    {"max_length": 0},
+    {"max_length": 5},
+    {"min_length": -1},
+    {"max_time": "soon"},
+    {"generation_config": {"do_sample": False}},
+]
+
+
+@pytest.mark.parametrize("options", REFUSED, ids=lambda options: next(iter(options)))
+def test_what_does_not_apply_is_refused_by_name(options):
+    model, processor = load("offline")
+    name = "input_ids" if options == {"max_length": 5} else next(iter(options))
+    with pytest.raises(ValueError, match=name):
+        model.generate(**processor(TEXT), **options)
+
+
+LOGITS_ONLY = [
+    {"top_k": 1},
+    {"top_p": 0.1},
+    {"repetition_penalty": 5.0},
+    {"no_repeat_ngram_size": 1},
+    {"bad_words_ids": [[5]]},
+    {"suppress_tokens": [5]},
+]
+
+
+@pytest.mark.parametrize("options", LOGITS_ONLY, ids=lambda options: next(iter(options)))
+def test_what_concerns_logits_alone_warns(options, monkeypatch):
+    model, processor = load("offline")
+    messages = []
+    monkeypatch.setattr(generation_sled.logger, "warning_once", messages.append)
+    expected = model.generate(**processor(TEXT), generator=seeded(0), max_new_tokens=3, **ENDLESS)[0]
+    assert messages == []
+    actual = model.generate(**processor(TEXT), generator=seeded(0), max_new_tokens=3, **ENDLESS, **options)[0]
+    assert torch.equal(actual, expected)
+    assert len(messages) == 1 and next(iter(options)) in messages[0] and "no effect" in messages[0]
+
+
+def test_lengths_count_positions():
+    model, processor = load("offline")
+    inputs = processor(TEXT, prompt_text="Hm.", prompt_latents=get_latents(12))
+    num_given = inputs["input_ids"].shape[1] + 12
+    options = {"guidance_scale": 1.0, "return_dict_in_generate": True}
+    output = model.generate(**inputs, max_length=num_given + 7, **options, **ENDLESS)
+    assert output.latents.shape[1] == 7
+    output = model.generate(**inputs, min_length=num_given + 4, eos_threshold=0.0, **options)
+    assert output.latents_mask.tolist() == [[1, 1, 1, 1, 0]]
+
+
+def test_scalars_of_numpy_and_torch_are_numbers():
+    model, processor = load("offline")
+    plain = {"guidance_scale": 1.5, "temperature": 0.5, "max_new_tokens": 4, "eos_threshold": 1.0}
+    expected = model.generate(**processor(TEXT), generator=seeded(0), **plain)[0]
+    for kind in (lambda value: np.array([value])[0], np.array, torch.tensor):
+        options = {name: kind(value) for name, value in plain.items()}
+        assert torch.equal(model.generate(**processor(TEXT), generator=seeded(0), **options)[0], expected)
+
+
+def test_padding_without_a_mask_is_told_by_its_id():
+    model, processor = load("offline")
+    pad_token_id = processor.tokenizer.pad_token_id
+    inputs = processor(["No.", TEXT])
+    assert (inputs["input_ids"] == pad_token_id).any()
+    options = {"max_new_tokens": 4, **ENDLESS}
+    expected = model.generate(**inputs, generator=seeded(0), **options)
+    actual = model.generate(inputs["input_ids"], pad_token_id=pad_token_id, generator=seeded(0), **options)
+    for one, other in zip(actual, expected, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_gradient_checkpointing_generates_without_a_cache(side):
+    model, processor = load(side)
+    options = {"max_new_tokens": 12, "guidance_scale": 2.0, **ENDLESS}
+    expected = model.generate(**processor(TEXT), generator=seeded(0), **options)[0]
+    # A copy without dropout, which training mode would switch on.
+    config = SledConfig.from_pretrained(GOLDEN / side, dropout=0.0, activation_dropout=0.0, attention_dropout=0.0)
+    copied = SledForSpeechSynthesis.from_pretrained(GOLDEN / side, config=config, codec=GOLDEN / "codec")
+    copied.gradient_checkpointing_enable()
+    for training in (False, True):
+        copied.train(training)
+        assert_same(copied.generate(**processor(TEXT), generator=seeded(0), **options)[0], expected)
+
+
+def test_greedy_for_good_is_saved(tmp_path):
+    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
+    model.generation_config.do_sample = False
+    model.save_pretrained(tmp_path)
+    loaded = SledForSpeechSynthesis.from_pretrained(tmp_path)
+    assert loaded.generation_config.do_sample is False
+
+
+def test_results_that_went_wrong_are_warned_about():
+    model, processor = load("offline")
+    with pytest.warns(UserWarning, match="Row 1 of the result is empty"):
+        model.generate(**processor([TEXT, TEXT]), eos_threshold=0.0)
+    with pytest.warns(UserWarning, match="Row 0 of the result ran to the limit"):
+        model.generate(**processor("No."), guidance_scale=1.0, **ENDLESS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(**processor("No."), max_new_tokens=3, **ENDLESS)
+
+
+def test_a_part_is_primed_only_where_both_fit():
+    model, _ = load("offline", 512)
+    parts = [SledTextPart([0, *[5] * 200, 2]), SledTextPart([0, *[6] * 100, 2])]
+
+    def get_primed(num_frames: int) -> list[int]:
+        config = generation_sled.prepare_generation_config(model, None, {"max_new_tokens": 400, **ENDLESS})
+        noise = SledNoise(None, 1, model.config.noise_dim, 0.0, model.device)
+        utterance = SledUtterance(model, SledKnownParts(parts), None, config, noise)
+        with watch(model, last_frame=num_frames + 1) as watched:
+            engine = SledEngine(model)
+            while len(watched) < 2:
+                utterance.join(engine)
+                for _, frame in engine.step() if len(watched) < 2 else ():
+                    utterance.take(frame)
+        return watched[1].row.primed_ids
+
+    # 202 + 102 tokens, the frames, and half as many for the second part.
+    assert get_primed(130) == parts[0].ids[:-1]
+    assert get_primed(145) == []

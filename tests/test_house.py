@@ -15,8 +15,9 @@ FLOORS = [
     {"serving_sled"},
     {"generation_sled"},
     {"engine_sled"},
-    {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled"},
+    {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled", "pipeline_sled"},
     {"codec_sled", "text_sled", "audio_sled", "hub_sled", "voices"},
+    {"normalization_sled"},
     {"configuration_sled"},
 ]
 # What `generate` is mixed into has to know it.

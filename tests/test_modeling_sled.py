@@ -1,17 +1,22 @@
 """The model against the original's numbers, and the ways of loading and running it against each other."""
 
 import copy
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import accelerate
+import datasets
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForTextToWaveform, EncodecModel
 
-from transformers_sled import SledConfig, SledForSpeechSynthesis
+from transformers_sled import SledConfig, SledForSpeechSynthesis, SledModel
 
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -133,6 +138,86 @@ def test_latent_noise_is_on_what_the_decoder_reads_in_training(models):
         expected = plain.eval()(**batch).loss
         torch.manual_seed(0)
         torch.testing.assert_close(noisy.eval()(**batch).loss, expected)
+
+
+def test_latent_noise_is_drawn_for_each_row(models):
+    model = without_dropout(models["offline"])
+    model.config.latent_noise_std = 1.0
+    codes = EXPECTED["codec.codes"][:1].expand(3, -1, -1)
+    inputs = []
+    model.z_proj.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model(input_ids=TEXT_IDS[:1].expand(3, -1), audio_codes=codes, return_loss=False)
+        noise = (inputs[0] - model.decode_codes(codes)).flatten(1)
+    strengths = noise.std(dim=1)
+    assert strengths.min() > 0 and strengths.max() <= 1.05 and strengths.diff().abs().min() > 0.05
+    correlations = torch.corrcoef(noise) - torch.eye(3)
+    assert correlations.abs().max() < 0.1
+    # Of a row, each frame has its own.
+    frames = noise[0].view(codes.shape[2], -1)
+    assert (torch.corrcoef(frames) - torch.eye(len(frames))).abs().mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("option", "silent_layers"),
+    [
+        ("dropout", ["o_proj", "down_proj"]),
+        ("activation_dropout", ["down_proj"]),
+        ("attention_dropout", ["o_proj"]),
+    ],
+)
+def test_dropout_is_where_the_original_has_it(option, silent_layers):
+    """Dropout that drops everything is what weights of zero are, in training; otherwise it changes nothing."""
+    probabilities = {"dropout": 0.0, "activation_dropout": 0.0, "attention_dropout": 0.0, option: 1.0}
+    config = SledConfig.from_pretrained(GOLDEN / "offline", attn_implementation="eager", **probabilities)
+    dropping = SledModel(config)
+    silent = copy.deepcopy(dropping)
+    for name, parameter in silent.named_parameters():
+        if name.split(".")[-2] in silent_layers:
+            torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        expected = silent.eval()(TEXT_IDS).last_hidden_state
+        torch.testing.assert_close(dropping.train()(TEXT_IDS).last_hidden_state, expected)
+        assert not torch.allclose(dropping.eval()(TEXT_IDS).last_hidden_state, expected)
+
+
+def test_waveforms_may_be_padded_on_either_side(model):
+    batch = get_batch()
+    # Loud enough for the golden codec, whose random weights tell quiet waveforms apart by nothing.
+    batch["input_values"] = batch["input_values"] * 300
+    lengths, length = batch["padding_mask"].sum(dim=1).tolist(), batch["padding_mask"].shape[1]
+    left = {
+        "input_values": torch.stack(
+            [row.roll(length - size, dims=-1) for row, size in zip(batch["input_values"], lengths, strict=True)]
+        ),
+        "padding_mask": torch.stack(
+            [row.roll(length - size) for row, size in zip(batch["padding_mask"], lengths, strict=True)]
+        ),
+    }
+    assert min(lengths) < length
+    latents, mask = model.encode_audio(batch["input_values"], batch["padding_mask"])
+    for found, expected in zip(model.encode_audio(**left), (latents, mask), strict=True):
+        torch.testing.assert_close(found, expected)
+    noise = torch.randn(2, *latents.shape[:2], model.config.noise_dim, generator=seed())
+    torch.testing.assert_close(model(**batch | left, noise=noise).loss, model(**batch, noise=noise).loss)
+
+
+@pytest.mark.parametrize("name", ["offline", "streaming"])
+def test_codes_may_be_padded_on_either_side(models, name):
+    model = models[name]
+    text = {"input_ids": TEXT_IDS[:1].expand(2, -1), "attention_mask": torch.ones_like(TEXT_IDS[:1]).expand(2, -1)}
+    codes, lengths = EXPECTED["codec.codes"][:2, :, :60], (60, 47)
+    noise = torch.randn(2, 2, 60, model.config.noise_dim, generator=seed())
+    losses = []
+    for side in ("right", "left"):
+        rows = torch.zeros_like(codes)
+        mask = torch.zeros(2, 60, dtype=torch.long)
+        for row, length in enumerate(lengths):
+            place = slice(0, length) if side == "right" else slice(60 - length, 60)
+            rows[row, :, place], mask[row, place] = codes[row, :, :length], 1
+        losses.append(model(**text, audio_codes=rows, audio_codes_mask=mask, noise=noise).loss)
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 @pytest.mark.parametrize("name", list(CASES["cases"]))
@@ -271,7 +356,7 @@ def assert_codec_is_exact(model: SledForSpeechSynthesis) -> None:
     torch.testing.assert_close(latents[0], EXPECTED["codec.latents"][0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("layout", ["released", "self-contained"])
 def test_the_codec_stays_in_float32_at_load(self_contained, layout, dtype):
     model = (
@@ -296,11 +381,13 @@ def test_a_checkpoint_in_half_precision_keeps_its_codec(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cast", [lambda model: model.to(torch.bfloat16), lambda model: model.half()], ids=["to", "half"]
+    "cast",
+    [lambda model: model.to(torch.bfloat16), lambda model: model.half(), lambda model: model.double()],
+    ids=["to", "half", "double"],
 )
 def test_the_codec_stays_in_float32_when_the_model_is_cast(cast):
     model = cast(load())
-    assert model.dtype in (torch.bfloat16, torch.float16)
+    assert model.dtype in (torch.bfloat16, torch.float16, torch.float64)
     assert_codec_is_exact(model)
     assert_codec_is_exact(model.float())
 
@@ -317,24 +404,139 @@ def test_autocast_does_not_reach_the_codec(model):
     assert outputs.audio[0].dtype == torch.float32 and torch.isfinite(outputs.audio[0]).all()
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto"])
-def test_device_map(model, self_contained, device_map):
-    expected = speak(model)
-    for loaded in (
-        load(device_map=device_map),
-        SledForSpeechSynthesis.from_pretrained(self_contained, device_map=device_map),
-    ):
-        outputs = speak(loaded)
-        torch.testing.assert_close(outputs.audio[0].cpu(), expected.audio[0], atol=1e-3, rtol=0)
+PARTS = ("model", "z_proj", "z_proj_ln", "eos_head", "generative_head", "codec")
 
 
-def test_auto_class_from_config():
+@pytest.mark.parametrize("layout", ["released", "self-contained"])
+@pytest.mark.parametrize(
+    ("placement", "expected_on_disk"),
+    [
+        ({"device_map": "cpu"}, set()),
+        ({"device_map": "auto", "max_memory": {"cpu": "150KB"}}, {"model", "generative_head"}),
+        ({"device_map": dict.fromkeys(PARTS, "cpu") | {"codec": "disk"}}, set()),
+        ({"device_map": dict.fromkeys(PARTS, "cpu") | {"model": "disk"}}, {"model"}),
+    ],
+    ids=["cpu", "auto", "codec on disk", "decoder on disk"],
+)
+def test_device_map(model, self_contained, tmp_path, layout, placement, expected_on_disk):
+    placement = placement | ({} if placement["device_map"] == "cpu" else {"offload_folder": tmp_path})
+    if layout == "self-contained" and "disk" in str(placement.get("device_map")):
+        # The codec of a released checkpoint is loaded on its own, to where the model computes.
+        expected_on_disk = expected_on_disk | ({"codec"} if placement["device_map"]["codec"] == "disk" else set())
+    loaded = (
+        load(**placement)
+        if layout == "released"
+        else SledForSpeechSynthesis.from_pretrained(self_contained, **placement)
+    )
+    on_disk = {name.split(".")[0] for name, weight in loaded.named_parameters() if weight.device.type == "meta"}
+    assert expected_on_disk <= on_disk
+    assert loaded.device == torch.device("cpu")
+    assert not any(name.startswith(("codec.", "generative_head.")) for name in getattr(loaded, "hf_device_map", {}))
+    torch.testing.assert_close(speak(loaded).audio[0], speak(model).audio[0], atol=1e-4, rtol=0)
+    assert torch.equal(
+        loaded.encode_audio(EXPECTED["codec.input_values"])[0], model.encode_audio(EXPECTED["codec.input_values"])[0]
+    )
+
+
+def test_cpu_offload(model):
+    offloaded = load()
+    accelerate.cpu_offload(offloaded, execution_device="cpu")
+    assert offloaded.codec.decoder.layers[0].conv.bias.device.type == "meta"
+    torch.testing.assert_close(speak(offloaded).audio[0], speak(model).audio[0], atol=1e-4, rtol=0)
+    latents, _ = offloaded.encode_audio(EXPECTED["codec.input_values"], EXPECTED["codec.padding_mask"])
+    torch.testing.assert_close(latents[0], EXPECTED["codec.latents"][0], atol=1e-6, rtol=0)
+
+
+def test_fields_of_the_configuration_as_arguments(self_contained):
+    for kind in (SledForSpeechSynthesis, AutoModelForTextToWaveform):
+        loaded = kind.from_pretrained(self_contained, attention_dropout=0.25, training_cfg=0.5)
+        assert (loaded.config.attention_dropout, loaded.config.text_dropout_prob) == (0.25, 0.5)
+        assert loaded.model.layers[0].self_attn.attention_dropout == 0.25
+    assert load(training_cfg=0.5).config.text_dropout_prob == 0.5
+    with pytest.raises(StrictDataclassError, match="text_dropout_prob"):
+        load(text_dropout_prob=2.0)
+
+
+def test_a_lora_folder_loads_as_its_model(self_contained, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "cond_embed"], init_lora_weights=False)
+    trained = peft.get_peft_model(SledForSpeechSynthesis.from_pretrained(self_contained), config)
+    trained.save_pretrained(tmp_path)
+    expected = trained.eval()(input_ids=TEXT_IDS).last_hidden_state
+    for kind in (SledForSpeechSynthesis, AutoModelForTextToWaveform):
+        loaded = kind.from_pretrained(tmp_path)
+        assert type(loaded) is SledForSpeechSynthesis
+        torch.testing.assert_close(loaded(input_ids=TEXT_IDS).last_hidden_state, expected)
+        assert_codec_is_exact(loaded)
+
+
+def test_a_checkpoint_without_its_configuration_is_refused_by_name(self_contained, tmp_path):
+    shutil.copytree(self_contained, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"`config\.json`"):
+        SledForSpeechSynthesis.from_pretrained(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["offline", "streaming"])
+def test_weights_are_saved_under_the_names_of_the_classes(models, name, tmp_path):
+    models[name].save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(models[name].state_dict())
+
+
+def test_a_model_goes_to_other_processes(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for copied in (torch.load(file, weights_only=False), copy.deepcopy(model)):
+        assert_codec_is_exact(copied)
+        assert not copied.training and not copied.codec.training
+        assert copied.codec.decoder.layers[0].conv.bias is not model.codec.decoder.layers[0].conv.bias
+        assert torch.equal(speak(copied).audio[0], speak(model).audio[0])
+    rows = datasets.Dataset.from_dict({"codes": [row.tolist() for row in EXPECTED["codec.codes"]]})
+    rows = rows.map(lambda row: {"sum": model.decode_codes(torch.tensor([row["codes"]])).sum().item()}, num_proc=2)
+    expected = EXPECTED["codec.latents"].sum(dim=(1, 2))
+    torch.testing.assert_close(torch.tensor(rows["sum"][:]), expected, atol=1e-2, rtol=1e-4)
+
+
+def send_speech(model: SledForSpeechSynthesis, queue: torch.multiprocessing.Queue) -> None:
+    queue.put(speak(model).audio[0].numpy())
+
+
+@pytest.mark.slow
+def test_a_model_goes_to_a_process_that_is_spawned(model):
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=send_speech, args=(model, queue))
+    process.start()
+    speech = torch.from_numpy(queue.get(timeout=300))
+    process.join()
+    torch.testing.assert_close(speech, speak(model).audio[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float64])
+def test_auto_class_from_config(dtype):
     config = AutoConfig.from_pretrained(GOLDEN / "offline")
     config.codec_config = AutoConfig.from_pretrained(GOLDEN / "codec")
-    model = AutoModelForTextToWaveform.from_config(config)
+    model = AutoModelForTextToWaveform.from_config(config, dtype=dtype)
     assert isinstance(model, SledForSpeechSynthesis)
-    assert model.codec.dtype == torch.float32
+    assert model.dtype == (dtype or torch.float32)
+    assert {tensor.dtype for tensor in model.codec.state_dict().values()} == {torch.float32}
     assert not any(parameter.requires_grad for parameter in model.codec.parameters())
+    assert torch.isfinite(speak(model).audio[0]).all()
+
+
+@pytest.fixture
+def default_bfloat16():
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_a_default_dtype_does_not_reach_the_codec(model, default_bfloat16):
+    assert_codec_is_exact(load(dtype=torch.float32))
+    assert_codec_is_exact(model)
+    decoded = model.decode_latents(EXPECTED["codec.latents"])
+    torch.testing.assert_close(decoded, EXPECTED["codec.decoded"][:, 0], atol=1e-4, rtol=0)
 
 
 def test_initialization_is_the_original_one():

@@ -59,8 +59,7 @@ def test_python_blocks_run(tmp_path):
     )
     soundfile.write(tmp_path / "voice.wav", np.random.default_rng(0).normal(0, 0.1, 24_000), 24_000)
     scripts = []
-    # training/test_docs_training.py runs the page about training with the commands that its blocks need.
-    for page in (page for page in PAGES if page.stem != "training"):
+    for page in PAGES:
         blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
         if blocks and page.name not in WITH_COMMANDS:
             scripts.append(f"{page.stem}.py")

@@ -1,5 +1,6 @@
 """Serving: streams that share a batch say what each would say alone, and none holds up or breaks another."""
 
+import asyncio
 import copy
 import functools
 import gc
@@ -12,7 +13,7 @@ import pytest
 import torch
 from transformers import StoppingCriteria
 
-from transformers_sled import SledForSpeechSynthesis, SledProcessor, cache_sled, serving_sled
+from transformers_sled import SledForSpeechSynthesis, SledProcessor, cache_sled, generation_sled, serving_sled
 from transformers_sled.serving_sled import SledStream, SledStreamServer
 
 
@@ -494,3 +495,112 @@ def test_bfloat16():
         assert audio[stream].dtype == torch.float32
         # Rounding differs with the size of the batch.
         torch.testing.assert_close(audio[stream][: 5 * 320], alone[: 5 * 320], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_stream_that_nobody_holds_ends(is_running):
+    server = make_server(max_streams=1)
+    if is_running:
+        server.start()
+    dropped = server.add(TEXTS[0], min_new_tokens=1500, max_new_tokens=1500)
+    next(dropped)
+    assert server.num_active_streams == 1
+    del dropped
+    # Its place is free for the next.
+    other = server.add(TEXTS[0], generator=torch.Generator().manual_seed(0), **SETTINGS[0])
+    assert_same(torch.cat(list(other)), speak_alone("offline", TEXTS[0], 0, SETTINGS[0], {}))
+    server.close()
+
+
+def test_a_source_that_reads_its_own_server_gets_an_error():
+    server = make_server("streaming")
+    other = server.add(TEXTS[0], min_new_tokens=5, max_new_tokens=5)
+
+    def write():
+        for _ in other:
+            yield "word "
+
+    reading = server.add(write())
+    with pytest.raises(RuntimeError, match="must not read a stream of its own server"):
+        list(reading)
+    assert len(torch.cat(list(other))) == 5 * 320
+
+
+def test_closing_from_two_threads():
+    for _ in range(5):
+        server = make_server(max_streams=2)
+        server.start()
+        stream = server.add(TEXTS[0], min_new_tokens=1000)
+        next(stream)
+        closers = [threading.Thread(target=server.close) for _ in range(2)]
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join(20)
+            assert not closer.is_alive()
+        assert not server.is_running
+        with pytest.raises(RuntimeError, match="closed before the speech ended"):
+            list(stream)
+
+
+def test_a_stream_added_while_the_server_closes_ends(monkeypatch):
+    server = make_server()
+    server.start()
+    prepare = generation_sled.SledStreamRequest.prepare
+
+    def close_meanwhile(request):
+        server.close()
+        return prepare(request)
+
+    monkeypatch.setattr(generation_sled.SledStreamRequest, "prepare", close_meanwhile)
+    stream = server.add(TEXTS[0])
+    with pytest.raises(RuntimeError, match="closed before the speech ended"):
+        list(stream)
+
+
+def test_audio_that_nobody_fetches_is_bounded(monkeypatch):
+    monkeypatch.setattr(serving_sled, "MAX_UNFETCHED_SECONDS", 0.3)
+    server = make_server("offline", max_streams=2)
+    settings = {"min_new_tokens": 120, "max_new_tokens": 120}
+    slow = server.add(TEXTS[0], generator=torch.Generator().manual_seed(0), **settings)
+    quick = server.add(TEXTS[1], generator=torch.Generator().manual_seed(1), **settings)
+    assert_same(torch.cat(list(quick)), speak_alone("offline", TEXTS[1], 1, settings, {}))
+    # It sits out, and goes on when its audio is fetched.
+    assert not slow.is_finished and server.num_active_streams == 1
+    assert server.step() == []
+    first = next(slow)
+    rest = torch.cat(list(slow))
+    assert_same(torch.cat([first, rest]), speak_alone("offline", TEXTS[0], 0, settings, {}))
+
+
+def test_an_event_loop_listens_without_a_thread():
+    async def listen(stream):
+        return torch.cat([waveform async for waveform in stream])
+
+    async def run(server):
+        streams = [
+            server.add(TEXTS[number], generator=torch.Generator().manual_seed(number), **SETTINGS[number])
+            for number in range(3)
+        ]
+        threads = set(threading.enumerate())
+        task = asyncio.ensure_future(listen(server.add(min_new_tokens=50)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        audio = await asyncio.gather(*map(listen, streams))
+        assert set(threading.enumerate()) <= threads
+        return audio
+
+    with make_server(max_streams=4) as server:
+        audio = asyncio.run(run(server))
+    for number, one in enumerate(audio):
+        assert_same(one, speak_alone("offline", TEXTS[number], number, SETTINGS[number], {}))
+    server = make_server()
+    stream = server.add(TEXTS[0])
+    with pytest.raises(RuntimeError, match="runs in its thread"):
+        asyncio.run(listen(stream))
+
+
+@pytest.mark.parametrize("name", ["use_cache", "cache_implementation", "synced_gpus"])
+def test_the_engine_is_shared(name):
+    with pytest.raises(ValueError, match=name):
+        make_server().add(TEXTS[0], **{name: "static"})

@@ -29,6 +29,7 @@ from transformers.models.encodec.modeling_encodec import (
     EncodecLSTM,
     EncodecResnetBlock,
 )
+from transformers.utils import CONFIG_NAME
 
 
 # A layer takes (batch, time, channels) and the state of the signal, which it updates, and returns the same layout.
@@ -181,6 +182,8 @@ def load_codec(codec: EncodecModel | str | Path | None, **hub_kwargs: Any) -> Sl
         )
     try:
         config_dict, _ = EncodecConfig.get_config_dict(codec, **hub_kwargs)
+        if not config_dict:
+            raise ValueError(f"`codec` must be an EnCodec, but {str(codec)!r} has no `{CONFIG_NAME}`.")
         if config_dict.get("model_type") != "encodec":
             raise ValueError(
                 f"`codec` must be an EnCodec, but {str(codec)!r} has the `model_type` {config_dict.get('model_type')!r}."
@@ -417,7 +420,7 @@ class _Network:
         """Runs rows `(frames * input_steps, channels)` of any lengths, each as it would run alone, block by block."""
         num_frames = [len(row) // self.input_steps for row in rows]
         outputs = [
-            torch.empty(length * self.output_steps, self.output_channels, device=self.device) for length in num_frames
+            self.initial_state[0].new_empty(length * self.output_steps, self.output_channels) for length in num_frames
         ]
         # A row shorter than what is reflected sees its own end there, so it goes with rows of its length only.
         groups: dict[int, list[int]] = {}

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import itertools
+import json
 import math
 import queue
 import threading
@@ -33,7 +34,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .codec_sled import SledAudioChunker
+from .codec_sled import SledAudioChunker, decode_latents
 from .engine_sled import SledEngine, SledFrame, SledNoise, SledRow, get_frame_budget
 from .text_sled import SledTextPart, SledTextSource
 
@@ -743,12 +744,11 @@ class SledGenerationMixin(GenerationMixin):
                 mask[row, :length] = torch.tensor(recording.is_heard, device=self.device).long()
             sequence = latents[row, mask[row].bool()].float()
             sequences.append(sequence if prompt is None else torch.cat([prompt, sequence]))
-        hop_length = self.get_codec().config.hop_length
-        waveforms = self.decode_latents(torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True))
+        codec = self.get_codec()
         audio = []
-        for waveform, sequence, prompt in zip(waveforms, sequences, prompts, strict=True):
-            num_prompt_frames = 0 if prompt is None else len(prompt)
-            audio.append(waveform[num_prompt_frames * hop_length : len(sequence) * hop_length].clone())
+        for waveform, prompt in zip(decode_latents(codec, sequences), prompts, strict=True):
+            # A copy, because a view would keep the prompt's audio in memory.
+            audio.append(waveform if prompt is None else waveform[len(prompt) * codec.config.hop_length :].clone())
         return SledGenerateOutput(audio=audio, latents=latents, eos_logits=eos_logits, latents_mask=mask)
 
     def _get_texts(
@@ -861,11 +861,11 @@ class SledGenerationMixin(GenerationMixin):
             "eos_token_id": self.config.eos_token_id,
             "pad_token_id": self.config.pad_token_id,
         }
-        for name, value in defaults.items():
-            if getattr(self.generation_config, name, None) is None:
-                setattr(self.generation_config, name, value)
-        # Of one marked as derived from the model's configuration, `from_pretrained` would leave `eos_threshold` unread.
-        self.generation_config._from_model_config = None
+        # Anew, without the mark of having been derived from the model's configuration, for which `from_pretrained` would
+        # leave `eos_threshold` unread.
+        parameters = json.loads(self.generation_config.to_json_string(use_diff=False, ignore_metadata=True))
+        given = {name: value for name, value in parameters.items() if value is not None}
+        self.generation_config = GenerationConfig.from_dict({**defaults, **given})
 
     def adjust_generation_fn(
         self: "SledForSpeechSynthesis", *args: Any, build_codec: bool = True, **kwargs: Any

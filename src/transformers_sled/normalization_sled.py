@@ -30,6 +30,9 @@ SHORT_DAYS = {
     **{"Thur": "Thursday", "Thurs": "Thursday", "Fri": "Friday", "Sat": "Saturday", "Sun": "Sunday"},
 }
 
+# Months and days that are words of their own, too.
+NAMES = frozenset(["May", "Mar", "Sun", "Sat"])
+
 # Before a name, whose full stop never ends a sentence.
 TITLES = {
     **{"Dr": "Doctor", "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Prof": "Professor", "Gen": "General"},
@@ -440,6 +443,8 @@ class EnglishNormalizer:
             or (len(core) > 1 and sum(map(str.isupper, core)) > 1 and core[1:] != core[1:].lower())
         ):
             return core not in BARE and core not in SAID and not _has_capitals(core)
+        if core in SHORT_MONTHS and core not in NAMES:
+            return False
         if core == "I":
             return not _is_first_of_name(self._left)
         if len(core) == 1 and core.isupper() and word.endswith("."):
@@ -508,13 +513,16 @@ class _Reading:
             (r"^(\d{1,2})-(\d{1,2})(?=[,.;:!?)\"']*$)", self._read_days_after_month),
             (r"(?<![\w:.,-])(\d{1,2})(?::(\d{2}))? ?(?:-|to) ?(\d{1,2})(?::(\d{2}))? ?([ap])\.?m(?:\.|\b)", self._read_time_range),
             (r"(?<![\w:.,])(\d{1,2}):(\d{2})(?::(\d{2}))?(?: ?([apAP])\.?[mM](?:\.|\b))?(?![\w:])", self._read_time),
+            (r"(?<![\w:.,])(\d+):(\d+)(?![\w:])", lambda m: f"{self._number(m[1])} to {self._number(m[2])}"),
             (r"(?<![\w:.,])(\d{1,2}) ?([apAP])\.?[mM](?:\.|\b)(?!\w)", lambda m: f"{self._number(m[1])} {m[2].upper()} M" + self._get_stop(m)),
-            (rf"({_CURRENCY})({_NUMBER})(?: ?(?:-|to) ?)(?:{_CURRENCY})?({_NUMBER})(?: ?({_SCALE})\b|([kKMBT]|bn)\b)?(?![\w.]*\d)", self._read_money_range),
+            (rf"({_CURRENCY})({_NUMBER})(?:[kKMBT]|bn)?(?: ?(?:-|to) ?)(?:{_CURRENCY})?({_NUMBER})(?: ?({_SCALE})\b|([kKMBT]|bn)\b)?(?![\w.]*\d)", self._read_money_range),
             (rf"([-−]?)({_CURRENCY})({_NUMBER})(?:[ -]?({_SCALE})\b|([kKMBTm]|bn)\b)?", self._read_money),
             (rf"(?<![\w.])(USD|EUR|GBP|JPY|INR) ?({_NUMBER})(?: ({_SCALE})\b)?", lambda m: self._money(CODES[m[1]], m[2], m[3])),
             (rf"(?<![\w.])({_NUMBER})(?: ({_SCALE}))? ?(USD|EUR|GBP|JPY|INR)\b", lambda m: self._money(CODES[m[3]], m[1], m[2])),
             (rf"(?<![\w.])({_NUMBER}) ?¢", lambda m: self._count(m[1], "cent")),
-            (rf"(?<![\w.])({_NUMBER})€", lambda m: self._money("€", m[1], None)),
+            (rf"(?<![\w.])({_NUMBER}) ?€", lambda m: self._money("€", m[1], None)),
+            (rf"(?<![\w.])({_NUMBER})x(?!\w)", lambda m: f"{self._number(m[1])} times"),
+            (r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", self._read_phone),
             (r"(?<![\w.'])(\d)'(?: ?(\d{1,2})(?:\"|''))(?!\w)", lambda m: f"{self._count(m[1], 'foot')} {self._number(m[2])}"),
             (rf"(?<![\w.])({_NUMBER}) ?[x×] ?({_NUMBER})(?: ?[x×] ?({_NUMBER}))?(?!\w)", self._read_size),
             (r"(?<![\w.,'])'?(\d{2,4})s(?![\w'])", self._read_decade),
@@ -528,13 +536,14 @@ class _Reading:
             (rf"(?<![\w.,-])({_NUMBER})-({_NUMBER})(?![\w.]*\w|-)", lambda m: f"{self._number(m[1])} to {self._number(m[2])}"),
             (r"(?<!\w)(?:No|no|Nos)\. ?(?=\d)|(?<![\w&])#(?=\d)", lambda m: "number "),
             (r"(?<!\w)(p|pp|art|Art)\. ?(?=\d)", lambda m: {"pp": "pages "}.get(m[1]) or NUMBERED.get(m[1], m[1]) + " "),
-            (rf"(?<![\w.])({_NUMBER})([kKMB]|bn)(?!\w)", lambda m: f"{self._number(m[1])} {SCALES[m[2]]}"),
+            (rf"(?<![\w.])({_NUMBER})([kM]|bn)(?!\w)", lambda m: f"{self._number(m[1])} {SCALES[m[2]]}"),
             (r"(?<!\w)[A-Za-z]*[A-Z][A-Za-z]*(?:-?\d+[A-Za-z]*)+(?!\w)|(?<![\w.,])\d+[A-Z]+(?:\d*[A-Z]*)*(?!\w)", self._read_code),
             (r"(?<![\w.])(?:[A-Za-z]\.){2,}(?:[A-Za-z](?!\w))?", self._read_initials),
             (r"(?<![\w.])([A-Za-z][A-Za-z./]*?)(\.(?=[\s,;:!?)\"']|$)|(?=\s|$))", self._read_abbreviation),
             (rf"(?<![\w.,'])([-−]?)({_NUMBER})(?![\w])", self._read_number),
             (r"^I(?='s(?!\w)|[,.;:!?)\"']*$)", self._read_first),
             (r"(?<![\w.])[A-Z][A-Za-z]*[A-Z]+(?:'?s)?(?!\w)|(?<!\w)(?:iOS|PhDs?|SaaS|SQL|OK)(?!\w)", self._read_capitals),
+            (r"(?<=[a-z])/(?=(?:month|year|day|hour|week|night|person|minute|second|mo|hr)\b)", lambda m: " per "),
             (r"\band/or\b", lambda m: "and or"),
             (r"(?<=[A-Za-z])/(?=[A-Za-z])", lambda m: " or " if self._is_choice(m) else " slash "),
             (r"(?<=\w)\+\+|(?<=[A-Za-z])\+(?!\w)", lambda m: " plus" * len(m[0])),
@@ -543,7 +552,7 @@ class _Reading:
             (r"@(?=[A-Za-z])", lambda m: "at "),
             (r"(?<=\s)-(?=\s)", lambda m: "minus"),
             (r"<=|>=|[&@+=%×÷§±<>~°^]", self._read_symbol),
-            (r"\d+", lambda m: f" {self._number(m[0])} "),
+            (_NUMBER, lambda m: f" {self._number(m[0])} "),
         ]  # fmt: skip
         for pattern, rule in rules:
             self._text = re.sub(pattern, rule, self._text)
@@ -578,7 +587,7 @@ class _Reading:
     # Numbers
 
     def _cardinal(self, number: int) -> str:
-        return self._engine.number_to_words(number, andword="", comma="")
+        return self._engine.number_to_words(number, andword="").replace(",", "")
 
     def _number(self, text: str) -> str:
         text = text.replace(",", "")
@@ -650,6 +659,8 @@ class _Reading:
                 if cue
                 else f"{self._cardinal(numerator)} out of {self._cardinal(denominator)}"
             )
+        if numerator == denominator and numerator > 9:
+            return f"{self._cardinal(numerator)} {self._cardinal(denominator)}"
         return self._mixed(None, numerator, denominator)
 
     def _read_number(self, match: re.Match[str]) -> str:
@@ -777,7 +788,7 @@ class _Reading:
         sign, number, last, space, unit = match[1], match[2], match[3], match[4], match[5]
         if space and unit not in SPACED_UNITS and unit not in CLOSE_UNITS:
             return match[0]
-        if not space and unit in ("B", "K", "M", "s", "A", "t"):
+        if not space and (unit in ("B", "K", "M", "A", "t") or (unit == "s" and "." not in number)):
             return match[0]
         noun = UNITS[unit]
         stop = match[6] and (not self._get_after(match) or self._get_after(match)[0].isupper())

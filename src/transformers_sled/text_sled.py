@@ -390,6 +390,9 @@ _ROMAN_NUMERAL = re.compile(r"[IVX]{2,}")
 # Words in capitals that are looked at, at most, to tell whether they are words.
 _CAPITAL_WINDOW = 4
 
+# Words whose number of tokens is remembered.
+_MAX_COUNTED_WORDS = 1000
+
 # Words of a sentence that are looked at to tell where it ends, and that a normalizer gets at most.
 _SENTENCE_WINDOW = 100
 
@@ -923,6 +926,7 @@ class SledPartSplitter:
         self._sentence_ends: list[int] = []
         self._clause_ends: list[int] = []
         self._word_ends: list[int] = []
+        self._token_counts: dict[str, int] = {}
         # The sentence so far, to tell where it ends.
         self._sentence: list[str] = []
         for word in prompt_words or []:
@@ -1028,11 +1032,19 @@ class SledPartSplitter:
         return parts
 
     def _append(self, word: str, is_counted: bool = True) -> None:
-        num_tokens = len(_encode_texts(self._processor.tokenizer, [word])[0]) if is_counted else 0
+        num_tokens = self._count_tokens(word) if is_counted else 0
         num_bytes = len(word.encode()) if is_counted else 0
         self._words.append(word)
         self._num_tokens.append((self._num_tokens[-1] if self._num_tokens else 0) + num_tokens)
         self._num_bytes.append((self._num_bytes[-1] if self._num_bytes else 0) + num_bytes)
+
+    def _count_tokens(self, word: str) -> int:
+        # Words come again, and a tokenizer takes its time for each.
+        if word not in self._token_counts:
+            self._token_counts[word] = len(_encode_texts(self._processor.tokenizer, [word])[0])
+            while len(self._token_counts) > _MAX_COUNTED_WORDS:
+                self._token_counts.pop(next(iter(self._token_counts)))
+        return self._token_counts[word]
 
     def _is_clause_end(self, word: str, next_word: str) -> bool:
         conjunctions = CONJUNCTIONS.get(self._processor.language, frozenset())

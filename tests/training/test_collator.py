@@ -137,11 +137,22 @@ def test_audio_follows_the_rules_of_a_prompt(processor, waveforms, form):
         ({"audio": {"array": np.zeros(0), "sampling_rate": RATE}}, "`audio of example 'u1'` must not be empty"),
     ],
 )
-def test_bad_audio_is_named(processor, waveforms, change, message):
+@pytest.mark.parametrize("row", [0, 1])
+def test_bad_audio_is_named(processor, waveforms, change, message, row):
     examples = audio_examples(waveforms)
-    examples[1] |= {"id": "u1", **change}
+    examples[row] |= {"id": "u1", **change}
     with pytest.raises(ValueError, match=message):
         SledDataCollator(processor)(examples)
+
+
+def test_speech_is_of_one_kind_in_a_batch(processor, waveforms, codes):
+    for first, second, missing in ((codes, waveforms, "audio_codes"), (waveforms, codes, "audio")):
+        mixed = [
+            (audio_examples(waveforms) if speech is waveforms else code_examples(codes))[row]
+            for row, speech in enumerate((first, second))
+        ]
+        with pytest.raises(ValueError, match=f"an example must have `{missing}`"):
+            SledDataCollator(processor)(mixed)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((8, 0), int), np.zeros((4, 9), int), np.zeros(9, int), None])

@@ -67,8 +67,6 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         version=__version__,
         redoc_url=None,
         lifespan=lifespan,
-        # Taken care of by `RequestBodies`, in the form in which other errors are told.
-        max_body_size=None,
     )
     app.state.service = service
     for api in (openai_api, deepgram_api, elevenlabs_api):

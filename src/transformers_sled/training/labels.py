@@ -10,13 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
-import pyworld
 import torch
 from tqdm.auto import tqdm
 from transformers.audio_utils import mel_filter_bank
 
 from ..audio_sled import read_audio
 from .alignment import LABEL_RATE, align, compute_features
+
+
+try:
+    import pyworld
+except ImportError:
+    pyworld = None
 
 
 logger = logging.getLogger(__name__)
@@ -104,10 +109,12 @@ def label_speech(
         for its text is left out.
 
     Raises:
-        `ValueError`: If espeak-ng is not installed, a column is missing or nothing can be labelled.
+        `ValueError`: If espeak-ng or pyworld is not installed, a column is missing or nothing can be labelled.
     """
     if shutil.which("espeak-ng") is None:
         raise ValueError("espeak-ng is not installed: it turns text into phonemes")
+    if pyworld is None:
+        raise ValueError("pyworld is not installed, which finds pitch: `pip install pyworld 'setuptools<80'`")
     if missing := {"id", "text", "audio"} - set(dataset.column_names):
         raise ValueError(f"The dataset has no {sorted(missing)} but {dataset.column_names}")
     with ThreadPoolExecutor() as pool:
