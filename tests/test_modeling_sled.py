@@ -12,7 +12,9 @@ import accelerate
 import datasets
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForTextToWaveform, EncodecModel
 
@@ -413,7 +415,7 @@ PARTS = ("model", "z_proj", "z_proj_ln", "eos_head", "generative_head", "codec")
     ("placement", "expected_on_disk"),
     [
         ({"device_map": "cpu"}, set()),
-        ({"device_map": "auto", "max_memory": {"cpu": "150KB"}}, {"model", "generative_head"}),
+        ({"device_map": "auto", "max_memory": {"cpu": "700KB"}}, {"model", "generative_head"}),
         ({"device_map": dict.fromkeys(PARTS, "cpu") | {"codec": "disk"}}, set()),
         ({"device_map": dict.fromkeys(PARTS, "cpu") | {"model": "disk"}}, {"model"}),
     ],
@@ -421,6 +423,11 @@ PARTS = ("model", "z_proj", "z_proj_ln", "eos_head", "generative_head", "codec")
 )
 def test_device_map(model, self_contained, tmp_path, layout, placement, expected_on_disk):
     placement = placement | ({} if placement["device_map"] == "cpu" else {"offload_folder": tmp_path})
+    if layout == "self-contained" and placement["device_map"] == "auto":
+        if Version(transformers.__version__) < Version("5.20"):
+            pytest.skip("This version leaves room for the largest module, so that it puts all of so small a model on disk.")
+        # Room for all but the codec.
+        placement, expected_on_disk = placement | {"max_memory": {"cpu": "2MB"}}, {"codec"}
     if layout == "self-contained" and "disk" in str(placement.get("device_map")):
         # The codec of a released checkpoint is loaded on its own, to where the model computes.
         expected_on_disk = expected_on_disk | ({"codec"} if placement["device_map"]["codec"] == "disk" else set())

@@ -85,7 +85,8 @@ class _Channel:
 
     def end(self, error: BaseException | None = None) -> None:
         """Called by the server, when the speech is complete or given up."""
-        self.error = error
+        # Who has given the stream up did not lose it.
+        self.error = None if self.is_closed else error
         self.is_finished = True
         self.pieces = None
         self.inbox.clear()
