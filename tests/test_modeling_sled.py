@@ -425,7 +425,9 @@ def test_device_map(model, self_contained, tmp_path, layout, placement, expected
     placement = placement | ({} if placement["device_map"] == "cpu" else {"offload_folder": tmp_path})
     if layout == "self-contained" and placement["device_map"] == "auto":
         if Version(transformers.__version__) < Version("5.20"):
-            pytest.skip("This version leaves room for the largest module, so that it puts all of so small a model on disk.")
+            pytest.skip(
+                "This version leaves room for the largest module, so that it puts all of so small a model on disk."
+            )
         # Room for all but the codec.
         placement, expected_on_disk = placement | {"max_memory": {"cpu": "2MB"}}, {"codec"}
     if layout == "self-contained" and "disk" in str(placement.get("device_map")):
