@@ -3,6 +3,7 @@ What goes to the Hub beside weights and configurations: the model card, the mode
 there and back.
 """
 
+import importlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import huggingface_hub.utils as hub_utils
 from huggingface_hub import HfApi, ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers import PreTrainedConfig
@@ -20,11 +22,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, PushToHubMixin, cached_file
 
 
-try:
-    # Of huggingface_hub 2, whatever it calls it.
-    from huggingface_hub.utils import httpx
-except ImportError:
-    import httpx  # type: ignore[no-redef]
+# The HTTP client of huggingface_hub, which has one of its own name from version 2 on.
+httpx: Any = getattr(hub_utils, "httpx", None) or importlib.import_module("httpx")
 
 CARD_NAME = "README.md"
 
