@@ -1100,7 +1100,9 @@ def test_gradient_checkpointing_generates_without_a_cache(side):
 def test_greedy_for_good_is_saved(tmp_path):
     model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
     model.generation_config.do_sample = False
+    model.generation_config.temperature = 0.2
     model.save_pretrained(tmp_path)
+    assert model.generation_config.temperature == 0.2
     loaded = SledForSpeechSynthesis.from_pretrained(tmp_path)
     assert loaded.generation_config.do_sample is False
 

@@ -549,9 +549,14 @@ class SledForSpeechSynthesis(SledHubMixin, SledPreTrainedModel, SledGenerationMi
         auto_map = getattr(self.config, "auto_map", None)
         if changes_code:
             self._set_auto_map(dict(AUTO_MAP) if include_code else None)
+        temperature = self.generation_config.temperature
+        if not self.generation_config.do_sample:
+            # There is no noise to scale, and the base class saves no temperature without sampling.
+            self.generation_config.temperature = None
         try:
             super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         finally:
+            self.generation_config.temperature = temperature
             if changes_code:
                 self._set_auto_map(auto_map)
         if not is_main_process:
