@@ -15,6 +15,11 @@ from transformers_sled.cli import app
 
 
 @pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(autouse=True)
 def progress_bars():
     yield
     logging.enable_progress_bar()
