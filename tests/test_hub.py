@@ -356,6 +356,7 @@ assert is_downloaded("ben") and not is_downloaded("anna")
 """
 
 
+@pytest.mark.timeout(600)
 def test_voices_by_name_from_the_hub(tmp_path):
     with Hub() as hub:
         environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": 1}
@@ -418,6 +419,7 @@ torch.testing.assert_close(speak(model, processor), audio, atol=1e-4, rtol=0.0)
 """
 
 
+@pytest.mark.timeout(600)
 def test_pushed_and_loaded_again(model, processor, tmp_path):
     with Hub() as hub:
         environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": 1}
