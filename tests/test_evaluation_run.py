@@ -391,7 +391,7 @@ def refusal(capsys, tmp_path: Path, arguments: list[str]) -> str:
     ],
 )
 def test_bad_input_is_refused_before_any_work(capsys, tmp_path, offline, monkeypatch, changed, message):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert re.search(message, refusal(capsys, tmp_path, [*offline, *changed]), re.DOTALL)
 
 

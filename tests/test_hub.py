@@ -9,11 +9,13 @@ import sys
 import venv
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
 import torch
 from huggingface_hub import ModelCard
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import EncodecConfig, EncodecModel
 
@@ -322,7 +324,7 @@ import os, sys
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from transformers import AutoProcessor
-from transformers_sled import SledProcessor
+from transformers_sled import SledConfig, SledProcessor
 
 golden, is_offline = sys.argv[1], constants.HF_HUB_OFFLINE
 
@@ -332,6 +334,7 @@ def is_downloaded(name):
 if not is_offline:
     processor = SledProcessor.from_pretrained(f"{golden}/offline")
     processor.push_to_hub("somebody/voices")
+    SledConfig.from_pretrained(f"{golden}/offline").push_to_hub("somebody/voices")
     assert SledProcessor.from_pretrained("somebody/voices").voices == []
     for name, num_frames in (("anna", 4), ("ben", 5)):
         processor.save_voice(prompt_text=f"I am {name}.", prompt_latents=torch.ones(1, num_frames, 32), name=name)
@@ -362,8 +365,9 @@ def test_voices_by_name_from_the_hub(tmp_path):
         environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": 1}
         run(VOICES, GOLDEN, cwd=tmp_path, **environment)
         run(VOICES, GOLDEN, cwd=tmp_path, HF_HUB_OFFLINE=1, **environment)
-    # Without a network, though it has not been switched off.
-    run(VOICES.replace("constants.HF_HUB_OFFLINE", "True"), GOLDEN, cwd=tmp_path, **environment)
+    # Without a network, though it has not been switched off; before 2.0, huggingface_hub itself fails to try again.
+    if Version(huggingface_hub.__version__) >= Version("2.0"):
+        run(VOICES.replace("constants.HF_HUB_OFFLINE", "True"), GOLDEN, cwd=tmp_path, **environment)
 
 
 # Code of the Hub where this package cannot be imported.

@@ -47,6 +47,8 @@ class SledTextToAudioPipeline(TextToAudioPipeline):
         if model.config.model_type == SledConfig.model_type:
             processor = _get_processor(model, tokenizer, processor)
             tokenizer = processor.tokenizer
+            # Without it, the pipeline writes generation parameters into the model's configuration to look for it there.
+            kwargs.setdefault("sampling_rate", processor.feature_extractor.sampling_rate)
         elif tokenizer is None and processor is None:
             raise ValueError(
                 f"`processor` or `tokenizer` of {type(model).__name__} is missing, or could not be loaded."
