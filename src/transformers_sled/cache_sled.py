@@ -18,6 +18,9 @@ CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaAttention.forward)
 # Positions that a growing cache makes room for at least when it is full.
 MIN_GROWTH = 64
 
+# A compiled step on a cache that grows meets numbers of positions that are multiples of this.
+COMPILED_POSITIONS = 64
+
 
 @dataclass
 class SledCachePlaces:
@@ -73,11 +76,6 @@ class SledCacheLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        num_rows, num_positions = self.keys.shape[:2]
-        if num_rows < self.places.num_rows or num_positions < self.places.num_positions:
-            growth = (0, 0, 0, 0, 0, self.places.num_positions - num_positions, 0, self.places.num_rows - num_rows)
-            self.keys = torch.nn.functional.pad(self.keys, growth)
-            self.values = torch.nn.functional.pad(self.values, growth)
         return self._store(self.keys, key_states), self._store(self.values, value_states)
 
     def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -87,6 +85,16 @@ class SledCacheLayer(CacheLayerMixin):
             return states
         rows = stored[: len(places.rows)] if places.are_first_rows else stored[places.rows]
         return rows[:, : places.num_visible_positions].transpose(1, 2)
+
+    def grow(self) -> None:
+        """Makes the room that there should be, outside of a compiled step, which would be traced anew."""
+        if not self.is_initialized:
+            return
+        num_rows, num_positions = self.keys.shape[:2]
+        if num_rows < self.places.num_rows or num_positions < self.places.num_positions:
+            growth = (0, 0, 0, 0, 0, self.places.num_positions - num_positions, 0, self.places.num_rows - num_rows)
+            self.keys = torch.nn.functional.pad(self.keys, growth)
+            self.values = torch.nn.functional.pad(self.values, growth)
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """
@@ -125,10 +133,13 @@ class SledCache(Cache):
         capacity (`int`, *optional*):
             Positions that every row has room for from the start, so that shapes stay what they are. By default the cache
             grows with what it holds.
+        multiple (`int`, *optional*, defaults to 1):
+            A cache that grows shows a multiple of this number of positions, so that shapes seldom change.
     """
 
-    def __init__(self, num_layers: int, capacity: int | None = None) -> None:
+    def __init__(self, num_layers: int, capacity: int | None = None, multiple: int = 1) -> None:
         self.capacity = capacity
+        self.multiple = multiple
         self.places = SledCachePlaces(num_positions=capacity or 0)
         super().__init__(layers=[SledCacheLayer(self.places) for _ in range(num_layers)])
 
@@ -151,7 +162,8 @@ class SledCache(Cache):
             num_rows (`int`):
                 Number of rows that the cache must have room for.
             num_positions (`int`):
-                Number of positions that the longest row has afterwards. A cache of fixed capacity shows all it has.
+                Number of positions that the longest row has afterwards. A cache of fixed capacity shows all it has, and
+                one that grows the next multiple.
             are_first_rows (`bool`, *optional*, defaults to `False`):
                 Whether `rows` are 0, 1, 2 and so on, which need no copy.
 
@@ -163,7 +175,7 @@ class SledCache(Cache):
         places.index = (rows[:, None] * places.num_positions + positions).flatten()
         places.rows, places.are_first_rows = rows, are_first_rows
         places.num_past_positions = num_positions - positions.shape[1]
-        places.num_visible_positions = self.capacity or num_positions
+        places.num_visible_positions = self.capacity or _round_up(num_positions, self.multiple)
         return places.num_visible_positions
 
     def start(self, rows: torch.Tensor, positions: torch.Tensor, num_rows: int, num_positions: int) -> None:
@@ -191,7 +203,10 @@ class SledCache(Cache):
         places.num_rows = max(places.num_rows, num_rows)
         missing = num_positions - places.num_positions
         if missing > 0:
-            places.num_positions += max(missing, MIN_GROWTH, places.num_positions // 2)
+            grown = places.num_positions + max(missing, MIN_GROWTH, places.num_positions // 2)
+            places.num_positions = _round_up(grown, self.multiple)
+        for layer in self.layers:
+            layer.grow()
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """
@@ -241,7 +256,18 @@ def get_fixed_capacity(num_positions: int) -> int:
     Returns:
         `int`: the next multiple of 256.
     """
-    return math.ceil(num_positions / 256) * 256
+    return _round_up(num_positions, 256)
 
 
-__all__ = ["CACHE_ARGUMENT", "SledCache", "SledCacheLayer", "attends_in_float32", "get_fixed_capacity"]
+def _round_up(number: int, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple
+
+
+__all__ = [
+    "CACHE_ARGUMENT",
+    "COMPILED_POSITIONS",
+    "SledCache",
+    "SledCacheLayer",
+    "attends_in_float32",
+    "get_fixed_capacity",
+]

@@ -4,14 +4,16 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from transformers import CompileConfig, GenerationConfig
 from transformers.generation import StoppingCriteriaList
 
-from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32, get_fixed_capacity
+from .cache_sled import CACHE_ARGUMENT, COMPILED_POSITIONS, SledCache, attends_in_float32, get_fixed_capacity
 from .interleaving_sled import count_tokens_before, interleave
 from .text_sled import SledTextPart
 
@@ -193,10 +195,10 @@ class SledEngine:
         model ([`SledForSpeechSynthesis`]):
             The model.
         num_positions (`int`, *optional*):
-            Positions that every row has room for, in a cache of fixed capacity, which a compiled step needs. By default
-            the cache grows.
+            Positions that every row has room for, in a cache of fixed capacity. By default the cache grows.
         compile_config ([`~transformers.CompileConfig`], *optional*):
-            Compiles the step with these options.
+            Compiles the step with these options. It meets few sizes: rows are padded to powers of two, and a cache that
+            grows shows multiples of 64 positions.
         use_cache (`bool`, *optional*, defaults to `True`):
             Whether to keep keys and values; without them every step reads everything again.
         prefill_size (`int`, *optional*):
@@ -227,9 +229,10 @@ class SledEngine:
             # A text chunk that is shorter than another is padded behind its row's end.
             slack = self.config.text_chunk_size or 0
             capacity = None if num_positions is None else get_fixed_capacity(num_positions + slack)
-            self._cache = SledCache(self.config.num_hidden_layers, capacity)
+            multiple = 1 if compile_config is None else COMPILED_POSITIONS
+            self._cache = SledCache(self.config.num_hidden_layers, capacity, multiple)
         self._is_compiled = compile_config is not None
-        self._predict = predict_frames if compile_config is None else get_compiled_prediction(compile_config)
+        self._predict = predict_frames if compile_config is None else get_compiled_prediction(model, compile_config)
         self._dtype, self._device = model.get_input_embeddings().weight.dtype, model.device
         self._mask_dtype = torch.float32 if attends_in_float32(self.config, self._device, self._dtype) else self._dtype
         # The embeddings that the next frames are made from, and how much each row of the cache holds.
@@ -491,7 +494,7 @@ class SledEngine:
             layout.cache_rows, positions, len(self._lengths), num_positions, are_first_rows=True
         )
         mask = None
-        if self._cache.capacity is not None or min(lengths) + 1 < num_positions:
+        if min(lengths) + 1 < num_visible:
             mask = self._get_mask(positions, num_visible)
         return self._inputs[: len(layout.cache_rows)], mask, positions, None
 
@@ -700,11 +703,13 @@ def predict_frames(
     return latents, eos_logits, model.embed_latents(latents[:, None])
 
 
-def get_compiled_prediction(compile_config: CompileConfig) -> Callable:
+def get_compiled_prediction(model: "SledForSpeechSynthesis", compile_config: CompileConfig) -> Callable:
     """
-    Compiles [`predict_frames`], once for each set of options in a process.
+    Compiles [`predict_frames`], once for each model and set of options in a process.
 
     Args:
+        model ([`SledForSpeechSynthesis`]):
+            The model.
         compile_config ([`~transformers.CompileConfig`]):
             Options of `torch.compile`.
 
@@ -712,13 +717,16 @@ def get_compiled_prediction(compile_config: CompileConfig) -> Callable:
         `Callable`: the compiled function.
     """
     options = compile_config.to_dict()
+    predictions = _compiled_predictions.setdefault(model, {})
     key = repr(sorted(options.items()))
-    if key not in _compiled_predictions:
-        _compiled_predictions[key] = torch.compile(predict_frames, **options)
-    return _compiled_predictions[key]
+    if key not in predictions:
+        # With code of its own, because PyTorch compiles the same code only so many times before it gives up.
+        function = FunctionType(predict_frames.__code__.replace(), predict_frames.__globals__)
+        predictions[key] = torch.compile(function, **options)
+    return predictions[key]
 
 
-_compiled_predictions: dict[str, Callable] = {}
+_compiled_predictions: WeakKeyDictionary["SledForSpeechSynthesis", dict[str, Callable]] = WeakKeyDictionary()
 
 
 @dataclass

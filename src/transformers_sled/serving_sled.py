@@ -12,6 +12,7 @@ from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import CompileConfig
 
 from .codec_sled import SledAudioChunker, SledStreamingDecoder
 from .engine_sled import SledEngine, SledFrame
@@ -267,6 +268,10 @@ class SledStreamServer:
             The model's processor.
         max_streams (`int`, *optional*, defaults to 8):
             Number of streams that are active at a time.
+        compile_config ([`~transformers.CompileConfig`], *optional*):
+            Compiles the step that makes a frame of all streams, which takes minutes at its first call at the released size.
+            By default that of `model.generation_config`, which
+            [`~SledGenerationMixin.compile_generation`] sets after it has compiled ahead.
 
     Raises:
         `ValueError`: if the model has no codec or another kind of attention, `processor` is something else, or
@@ -291,7 +296,13 @@ class SledStreamServer:
     ```
     """
 
-    def __init__(self, model: "SledForSpeechSynthesis", processor: "SledProcessor", max_streams: int = 8) -> None:
+    def __init__(
+        self,
+        model: "SledForSpeechSynthesis",
+        processor: "SledProcessor",
+        max_streams: int = 8,
+        compile_config: CompileConfig | None = None,
+    ) -> None:
         if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
             raise ValueError(f"`max_streams` must be an integer of at least 1, got {max_streams!r}.")
         if not hasattr(processor, "split_text"):
@@ -307,7 +318,11 @@ class SledStreamServer:
         self._waiting: deque[_Speech] = deque()
         self._active: list[_Speech] = []
         self._decoder = SledStreamingDecoder(model.get_codec())
-        self._engine = SledEngine(model, prefill_size=MAX_PREFILL_POSITIONS)
+        self._engine = SledEngine(
+            model,
+            compile_config=compile_config or model.generation_config.compile_config,
+            prefill_size=MAX_PREFILL_POSITIONS,
+        )
         self._step_lock = threading.Lock()
         # The thread that is taking a step.
         self._stepping: int | None = None
