@@ -43,6 +43,7 @@ import torch
 import transformers
 from tqdm import tqdm
 from transformers import CompileConfig, DynamicCache, TorchAoConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from transformers_sled import (
     SledConfig,
@@ -53,6 +54,7 @@ from transformers_sled import (
     generation_sled,
 )
 from transformers_sled.cache_sled import CACHE_ARGUMENT
+from transformers_sled.quantization_sled import get_quantization_config
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "offline"
@@ -70,7 +72,7 @@ class Configuration:
     """What a run of `generate` depends on."""
 
     dtype: str = "float32"
-    # none, int8 (weights only) or int8-dynamic (activations as well)
+    # none, int4 or int8 (weights only), or int8-dynamic (activations as well)
     quantization: str = "none"
     attention: str = "sdpa"
     # dynamic, static or none
@@ -87,7 +89,7 @@ class Configuration:
     def parse(cls, text: str) -> Configuration:
         accepted = {
             "dtype": ("float32", "bfloat16", "float16"),
-            "quantization": ("none", "int8", "int8-dynamic"),
+            "quantization": ("none", "int4", "int8", "int8-dynamic"),
             "cache": ("dynamic", "static", "none"),
             "mode": ("offline", "stream", "stream-text"),
         }
@@ -146,11 +148,14 @@ def get_resident_bytes(field: str) -> int:
     raise RuntimeError(f"The system does not tell `{field}`.")
 
 
-def get_quantization_config(quantization: str) -> TorchAoConfig:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+def make_quantization_config(quantization: str) -> QuantizationConfigMixin:
+    if quantization != "int8-dynamic":
+        return get_quantization_config(quantization)
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    kinds = {"int8": Int8WeightOnlyConfig, "int8-dynamic": Int8DynamicActivationInt8WeightConfig}
-    return TorchAoConfig(kinds[quantization](version=2), modules_to_not_convert=["codec", "eos_head"])
+    return TorchAoConfig(
+        Int8DynamicActivationInt8WeightConfig(version=2), modules_to_not_convert=["codec", "eos_head"]
+    )
 
 
 def write_full_size(folder: Path) -> None:
@@ -168,7 +173,7 @@ def write_full_size(folder: Path) -> None:
 
 def write_variant(source: Path, folder: Path, dtype: str, quantization: str) -> None:
     """Writes a checkpoint in another precision, which is what somebody who runs it would keep on disk."""
-    options = {} if quantization == "none" else {"quantization_config": get_quantization_config(quantization)}
+    options = {} if quantization == "none" else {"quantization_config": make_quantization_config(quantization)}
     model = SledForSpeechSynthesis.from_pretrained(source, dtype=dtype, **options)
     model.save_pretrained(folder)
     SledProcessor.from_pretrained(source).save_pretrained(folder)

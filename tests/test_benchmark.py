@@ -141,7 +141,7 @@ def test_compiled_generation_compiles_once_for_all_lengths():
 def test_int8_weights_are_saved_and_loaded(checkpoint, tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
     model = SledForSpeechSynthesis.from_pretrained(
-        checkpoint, dtype=torch.bfloat16, quantization_config=run_benchmark.get_quantization_config("int8")
+        checkpoint, dtype=torch.bfloat16, quantization_config=run_benchmark.make_quantization_config("int8")
     )
     is_int8 = {name for name, parameter in model.named_parameters() if type(parameter.data) is not torch.Tensor}
     assert "model.layers.0.self_attn.q_proj.weight" in is_int8

@@ -20,6 +20,7 @@ from . import __version__
 from .audio_sled import read_audio
 from .modeling_sled import SledForSpeechSynthesis
 from .processing_sled import SledProcessor
+from .quantization_sled import get_quantization_config
 from .voices import builtin_voice
 
 
@@ -96,6 +97,7 @@ def speak(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
     max_duration: Annotated[float | None, typer.Option(help="Seconds after which the speech is cut off.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="Weights in int4 (on a CPU) or int8.")] = None,
 ) -> None:
     """Speak a text, to a file or aloud, while it is made."""
     if stream and text is not None:
@@ -104,7 +106,7 @@ def speak(
         _check_output(output)
         pieces = _read_standard_input() if stream else (sys.stdin.read() if text is None else text)
         checkpoint = builtin_voice(interleaved=stream) if model is None else model
-        loaded, processor = _load(checkpoint, device)
+        loaded, processor = _load(checkpoint, device, quantization)
         options: dict[str, Any] = {} if voice is None else _get_voice(voice, processor)
         for name, value in (("guidance_scale", guidance_scale), ("temperature", temperature)):
             if value is not None:
@@ -132,9 +134,14 @@ def speak(
     )
 
 
-def _load(checkpoint: str, device: str | None) -> tuple[SledForSpeechSynthesis, SledProcessor]:
+def _load(
+    checkpoint: str, device: str | None, quantization: str | None
+) -> tuple[SledForSpeechSynthesis, SledProcessor]:
+    options: dict[str, Any] = {"device_map": _get_device(device)}
+    if quantization is not None:
+        options["quantization_config"] = get_quantization_config(quantization)
     try:
-        model = SledForSpeechSynthesis.from_pretrained(checkpoint, device_map=_get_device(device))
+        model = SledForSpeechSynthesis.from_pretrained(checkpoint, **options)
         return model, SledProcessor.from_pretrained(checkpoint)
     except OSError as error:
         raise ValueError(f"--model {checkpoint!r} cannot be loaded: {error}") from error
@@ -266,6 +273,10 @@ def serve(
     private_key: Annotated[Path | None, typer.Option(exists=True, help="Private key for HTTPS.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the models, such as bfloat16.")] = "auto",
+    quantization: Annotated[str | None, typer.Option(help="Weights in int4 (on a CPU) or int8.")] = None,
+    compile_step: Annotated[
+        bool, typer.Option("--compile", help="Compile the models before the first request, which takes minutes.")
+    ] = False,
 ) -> None:
     """Run the speech service: routes of OpenAI, Deepgram and ElevenLabs, and a page at /."""
     missing = [
@@ -291,6 +302,8 @@ def serve(
             watermark=watermark,
             device=_get_device(device),
             dtype=dtype,
+            quantization=quantization,
+            compiles=compile_step,
             **{name: value for name, value in given.items() if value is not None},
         )
         if watermark and not settings.is_watermarking:

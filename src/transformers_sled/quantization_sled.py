@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TorchAoConfig
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -326,4 +326,31 @@ class SledInt4Quantizer(HfQuantizer):
         return True
 
 
-__all__ = ["SledInt4Config", "SledInt4Linear", "SledInt4Quantizer", "quantize_weight"]
+def get_quantization_config(name: str) -> QuantizationConfigMixin:
+    """
+    The configuration that a command's `--quantization` stands for.
+
+    Args:
+        name (`str`):
+            `"int4"` for [`SledInt4Config`], or `"int8"` for the 8-bit weights of torchao, which pay where the step is
+            compiled.
+
+    Returns:
+        `QuantizationConfigMixin`: the configuration, for `from_pretrained`.
+
+    Raises:
+        `ValueError`: if there is no such method, or its package is missing.
+    """
+    if name == "int4":
+        return SledInt4Config()
+    if name != "int8":
+        raise ValueError(f"`quantization` must be 'int4' or 'int8', got {name!r}.")
+    try:
+        # An optional package.
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError as error:
+        raise ValueError("int8 needs torchao: `pip install 'transformers-sled[quantization]'`.") from error
+    return TorchAoConfig(Int8WeightOnlyConfig(version=2), modules_to_not_convert=["codec", "eos_head"])
+
+
+__all__ = ["SledInt4Config", "SledInt4Linear", "SledInt4Quantizer", "get_quantization_config", "quantize_weight"]

@@ -16,6 +16,7 @@ import torch
 
 from ..modeling_sled import SledForSpeechSynthesis
 from ..processing_sled import SledProcessor
+from ..quantization_sled import get_quantization_config
 from ..serving_sled import SledStream, SledStreamServer
 from .errors import ServiceError
 from .metrics import ServiceMetrics
@@ -344,8 +345,13 @@ def _close_stream(future: "Future[SledStream]") -> None:
 def load_synthesizers(settings: ServiceSettings, metrics: ServiceMetrics) -> list[Synthesizer]:
     """Loads the models that the settings name: one for whole texts, and one for texts that are being written."""
     synthesizers = []
+    options: dict[str, Any] = {"dtype": settings.dtype, "device_map": settings.device}
     for checkpoint in settings.checkpoints:
-        model = SledForSpeechSynthesis.from_pretrained(checkpoint, dtype=settings.dtype, device_map=settings.device)
+        if settings.quantization is not None:
+            options["quantization_config"] = get_quantization_config(settings.quantization)
+        model = SledForSpeechSynthesis.from_pretrained(checkpoint, **options)
+        if settings.compiles:
+            model.compile_generation(max_rows=settings.max_streams)
         processor = SledProcessor.from_pretrained(checkpoint)
         name = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
         synthesizers.append(Synthesizer(name, model, processor, settings, metrics))
