@@ -30,8 +30,10 @@ TEXT_BYTES_PER_SECOND = 14.0
 # A source that goes on beyond this many characters, or empty pieces, before there is anything to speak is taken for endless.
 MAX_WAITING_CHARACTERS = 1_000_000
 
-# Share of the longest part that must be there before a part ends after a sentence, or inside one after a clause.
-MIN_SENTENCE_SHARE, MIN_CLAUSE_SHARE = 1 / 3, 2 / 3
+# Shares of the longest part that must be there before a part ends after a sentence, or inside one after a clause. Where
+# the voice has learned no more, little is better; where the positions alone limit it, much is.
+MIN_SHARES_OF_SECONDS = 1 / 4, 1 / 2
+MIN_SHARES_OF_POSITIONS = 1 / 2, 3 / 4
 
 # Words that begin a clause, where a sentence that is too long may be cut.
 CONJUNCTIONS = {
@@ -891,9 +893,9 @@ class SledPartSplitter:
     Decides what is a part of a text: what is spoken in one go. Words come one at a time, and a part is ended by what has
     come so far, so that a complete text and one that is still being written have the same parts.
 
-    A part ends after a sentence once it has a third of the length that its limit allows, after a clause once it has two
-    thirds, and where no more fits after a word, or inside one that alone is too long. A paragraph ends a part. Without
-    `max_part_seconds` a text that fits the positions is one part.
+    A part ends after a sentence once it has a quarter of the length that its limit allows, after a clause once it has
+    half, and where no more fits after a word, or inside one that alone is too long. A paragraph ends a part. Without
+    `max_part_seconds` a text that fits the positions is one part, and parts of a longer one are half as full at least.
 
     Args:
         processor ([`SledProcessor`]):
@@ -926,6 +928,8 @@ class SledPartSplitter:
         self._sentence: list[str] = []
         # Parts that are one with what follows if all of it fits the positions, and the tokens and bytes in them.
         self._may_be_one_part = processor.max_part_seconds is None
+        shares = MIN_SHARES_OF_POSITIONS if processor.max_part_seconds is None else MIN_SHARES_OF_SECONDS
+        self._sentence_share, self._clause_share = shares
         self._held_parts: list[list[str]] = []
         self._num_held_tokens = self._num_held_bytes = 0
         self._is_cut_in_word = False
@@ -1002,9 +1006,9 @@ class SledPartSplitter:
             parts += self._end_paragraph()
         elif self._sentence and is_sentence_end("".join(self._sentence), text, self._processor.language):
             self._sentence = []
-            parts += self._end_part(MIN_SENTENCE_SHARE)
+            parts += self._end_part(self._sentence_share)
         elif self._sentence and is_speakable(text) and self._is_clause_end(self._sentence[-1], text):
-            parts += self._end_part(MIN_CLAUSE_SHARE)
+            parts += self._end_part(self._clause_share)
         if not self._sentence and not is_speakable(text):
             # Marks that begin a sentence say nothing, and a sentence may be nothing else.
             return parts
