@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformers_sled.pauses_sled import SledPauseLimiter
+from transformers_sled.pauses_sled import SledPauseLimiter, limit_pauses
 
 
 HOP = 4
@@ -79,3 +79,14 @@ def test_the_result_does_not_depend_on_the_portions(runs, part_ends, portions):
     is_kept = torch.ones(num_frames, dtype=torch.bool)
     is_kept[dropped] = False
     assert torch.equal(kept, waveform.view(-1, HOP)[is_kept].flatten())
+    whole, whole_dropped = limit_pauses(waveform.clone(), part_ends, HOP, RATE)
+    assert torch.equal(whole, kept) and whole_dropped == dropped
+
+
+def test_long_speech_is_shortened_in_place():
+    waveform = make([(1.0, 1500), (0.01, 400), (0.01, 600), (1.0, 1500)])
+    storage = waveform.untyped_storage().data_ptr()
+    kept, dropped = limit_pauses(waveform, [1900], HOP, RATE)
+    assert kept.untyped_storage().data_ptr() == storage
+    assert torch.equal(kept, make([(1.0, 1500), (0.01, 12), (1.0, 1500)]))
+    assert len(dropped) == 1000 - 12

@@ -36,7 +36,7 @@ from transformers.utils import logging
 
 from .codec_sled import SledAudioChunker, decode_latents
 from .engine_sled import SledEngine, SledFrame, SledNoise, SledRow, get_frame_budget
-from .pauses_sled import SledPauseLimiter
+from .pauses_sled import limit_pauses
 from .text_sled import SledTextPart, SledTextSource
 
 
@@ -784,14 +784,15 @@ class SledGenerationMixin(GenerationMixin):
         decoded = zip(recordings, decode_latents(codec, sequences), prompts, strict=True)
         for row, (recording, waveform, prompt) in enumerate(decoded):
             if prompt is not None:
-                # A copy, because a view would keep the prompt's audio in memory.
-                waveform = waveform[len(prompt) * codec.config.hop_length :].clone()
+                waveform = waveform[len(prompt) * codec.config.hop_length :]
             if len(recording.part_ends) > 1:
-                pauses = SledPauseLimiter(codec.config.hop_length, codec.config.sampling_rate)
-                for num_frames in recording.part_ends:
-                    pauses.end_part(num_frames)
-                waveform = torch.cat([pauses.push(waveform), pauses.finish().to(waveform.device)])
-                mask[row, mask[row].nonzero()[pauses.dropped_frames]] = 0
+                waveform, dropped_frames = limit_pauses(
+                    waveform, recording.part_ends, codec.config.hop_length, codec.config.sampling_rate
+                )
+                mask[row, mask[row].nonzero()[dropped_frames]] = 0
+            elif prompt is not None:
+                # A copy, because a view would keep the prompt's audio in memory.
+                waveform = waveform.clone()
             audio.append(waveform)
         return SledGenerateOutput(audio=audio, latents=latents, eos_logits=eos_logits, latents_mask=mask)
 

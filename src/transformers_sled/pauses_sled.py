@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ QUIET_LEVEL = 10 ** (-30 / 20)
 
 # Seconds of quiet that are kept on either side of where two parts meet.
 MAX_QUIET_SECONDS = 0.2
+
+# Frames of a whole speech that are looked at at a time.
+_BLOCK_FRAMES = 1000
 
 
 class SledPauseLimiter:
@@ -90,7 +94,8 @@ class SledPauseLimiter:
         Returns:
             `torch.FloatTensor` of shape `(num_samples,)`: the quiet at its end.
         """
-        return torch.cat([torch.zeros(0), *self._take_held()])
+        frames = self._take_held()
+        return torch.cat(frames) if frames else torch.zeros(0)
 
     def _push_frame(self, frame: Tensor, level: float) -> list[Tensor]:
         self._loudest = max(self._loudest, level)
@@ -120,4 +125,37 @@ class SledPauseLimiter:
         return frames
 
 
-__all__ = ["SledPauseLimiter"]
+def limit_pauses(
+    waveform: Tensor, part_ends: Sequence[int], hop_length: int, sampling_rate: int
+) -> tuple[Tensor, list[int]]:
+    """
+    Shortens the pauses between the parts of a whole speech, in place.
+
+    Args:
+        waveform (`torch.FloatTensor` of shape `(num_samples,)`):
+            The speech. It is written over.
+        part_ends (sequence of `int`):
+            Number of frames up to the end of each part.
+        hop_length (`int`):
+            Samples to a frame.
+        sampling_rate (`int`):
+            Sampling rate in Hz.
+
+    Returns:
+        `tuple(torch.FloatTensor, list[int])`: the speech, and the indices of the frames that were left out.
+    """
+    limiter = SledPauseLimiter(hop_length, sampling_rate)
+    for num_frames in part_ends:
+        limiter.end_part(num_frames)
+    num_samples = 0
+    for block in waveform.split(_BLOCK_FRAMES * hop_length):
+        kept = limiter.push(block)
+        # Never further than what has been read.
+        waveform[num_samples : num_samples + len(kept)] = kept
+        num_samples += len(kept)
+    kept = limiter.finish()
+    waveform[num_samples : num_samples + len(kept)] = kept
+    return waveform[: num_samples + len(kept)], limiter.dropped_frames
+
+
+__all__ = ["SledPauseLimiter", "limit_pauses"]
