@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
+from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d
 
 from ..codec_sled import check_codec_config
 
@@ -68,6 +69,37 @@ def create_codec(arguments: CodecModelArguments) -> EncodecModel:
     return codec
 
 
+class Float32Conv1d(EncodecConv1d):
+    """The convolution in float32, under autocast, too."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return super().forward(hidden_states.float()).to(hidden_states.dtype)
+
+
+class Float32ConvTranspose1d(EncodecConvTranspose1d):
+    """The transposed convolution in float32, under autocast, too."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return super().forward(hidden_states.float()).to(hidden_states.dtype)
+
+
+def keep_narrow_layers_in_float32(codec: EncodecModel) -> None:
+    """
+    Keeps resampling from or to fewer than 32 channels in float32. On a CPU with AMX, oneDNN 3.12 (that of torch 2.13) gets
+    strided convolutions of so few channels wrong in bfloat16: those of the encoder, and the gradients of the decoder's.
+
+    Args:
+        codec ([`EncodecModel`]): Changed in place; its weights and their names stay what they are.
+    """
+    for module in codec.modules():
+        if isinstance(module, EncodecConv1d) and module.conv.stride[0] > 1 and module.conv.in_channels < 32:
+            module.__class__ = Float32Conv1d
+        elif isinstance(module, EncodecConvTranspose1d) and module.conv.out_channels < 32:
+            module.__class__ = Float32ConvTranspose1d
+
+
 @dataclass
 class BaseCodecTrainingArguments:
     """How to train any part of a codec."""
@@ -117,6 +149,8 @@ class BaseCodecTrainer:
         self.device = torch.device(arguments.device)
         self.output_dir = Path(arguments.output_dir)
         self.codec = codec.to(self.device).train()
+        if arguments.bf16 and self.device.type == "cpu":
+            keep_narrow_layers_in_float32(codec)
         self.generator = torch.Generator().manual_seed(arguments.seed)
         self.step = 0
         # With their peak learning rates.
