@@ -1,11 +1,13 @@
-"""Codes of a few utterances, a model to train on them, and alignments of the two."""
+"""A few utterances as audio and as codes, a model to train on them, alignments, and a codec of another shape."""
 
+import io
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel
+import soundfile
+from transformers import AutoTokenizer, EncodecConfig, EncodecFeatureExtractor, EncodecModel
 
 from example_runner import run_example
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
@@ -69,3 +71,27 @@ def alignments_with_phonemes(data, checkpoint, tmp_path_factory):
     codec, tokenizer = EncodecModel.from_pretrained(GOLDEN / "codec"), AutoTokenizer.from_pretrained(checkpoint)
     align_text(load_source(str(data)), tokenizer, codec, labels, 2).to_parquet(output)
     return output
+
+
+@pytest.fixture(scope="session")
+def noise_corpus(tmp_path_factory):
+    """Six utterances of noise of about a second, the last one of a tenth."""
+    file = tmp_path_factory.mktemp("corpus") / "train-00.parquet"
+    rng, rows = np.random.default_rng(0), []
+    for index, length in enumerate([24_000, 24_100, 24_200, 24_300, 24_400, 2_400]):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, 0.1 * rng.standard_normal(length), 24_000, format="WAV")
+        rows.append({"id": str(index), "audio": {"bytes": buffer.getvalue(), "path": None}})
+    datasets.Dataset.from_list(rows).to_parquet(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def other_shape(tmp_path_factory):
+    """The golden codec's configuration with other ratios and more filters."""
+    config = EncodecConfig.from_pretrained(GOLDEN / "codec")
+    config.upsampling_ratios = config.upsampling_ratios[::-1]
+    config.num_filters += 2
+    folder = tmp_path_factory.mktemp("config")
+    config.save_pretrained(folder)
+    return folder
