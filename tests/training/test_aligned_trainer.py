@@ -265,6 +265,13 @@ def test_steps_of_both_layouts_take_turns(train, monkeypatch):
     assert SledForSpeechSynthesis.from_pretrained(output).config.text_chunk_size == 2
 
 
+def test_the_recipe_for_a_gpu_trains_both_layouts(arguments, tmp_path):
+    small = {"max_steps": 2, "dataloader_num_workers": 0, "dataloader_persistent_workers": "false"}
+    run_example("tiny_voice/train_aligned.py", EXAMPLES / "tiny_voice" / "gpu.yaml", *arguments(**small))
+    model = SledForSpeechSynthesis.from_pretrained(tmp_path / "out")
+    assert (model.config.text_chunk_size, model.config.speech_chunk_size) == (8, 18)
+
+
 def test_a_model_of_both_layouts_is_packaged_in_each(train, tmp_path):
     model = train(text_chunk_size=2, speech_chunk_size=7, both_layouts=True, max_steps=2)
     for words, size, threshold, side in (([], 2, 0.5, "right"), (["--offline"], None, 0.8, "left")):
