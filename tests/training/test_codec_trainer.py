@@ -460,6 +460,24 @@ def test_a_tiny_codec_learns_a_tone(dataset, config, tmp_path):
     assert np.mean(losses[-10:]) < 0.6 * losses[0]
 
 
+def test_discriminators_hear_what_is_quiet():
+    """A harmonic 40 dB below the voice is there or not."""
+    torch.manual_seed(0)
+    discriminator = MultiScaleSTFTDiscriminator([256], 4)
+    optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, betas=(0.8, 0.99))
+    time, losses = torch.arange(2_400) / RATE, []
+    for _ in range(150):
+        turns = (200 + 200 * torch.rand(4, 1, 1)) * time
+        loud = 0.3 * torch.sin(2 * torch.pi * (turns + torch.rand(4, 1, 1)))
+        quiet = 0.003 * torch.sin(2 * torch.pi * (20 * turns + torch.rand(4, 1, 1)))
+        loss = discriminator_loss(discriminator(loud + quiet), discriminator(loud))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.9 and np.mean(losses[-20:]) < 1.7
+
+
 def test_bfloat16_gradients_are_those_of_float32(tmp_path):
     """With narrow layers in bfloat16, a CPU with AMX gets some of them wrong altogether."""
     config = EncodecConfig(

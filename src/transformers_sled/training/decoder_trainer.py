@@ -60,7 +60,7 @@ class DecoderTrainingArguments(BaseCodecTrainingArguments):
     )
     discriminator_filters: int = field(default=8, metadata={"help": "Channels of the STFT discriminators."})
     discriminator_seconds: float = field(default=0.3, metadata={"help": "Length of the cuts that they judge."})
-    discriminator_learning_rate: float = field(default=3e-4, metadata={"help": "Their peak learning rate."})
+    discriminator_learning_rate: float = field(default=1e-3, metadata={"help": "Their peak learning rate."})
     adversarial_weight: float = field(default=2.0, metadata={"help": "Share of the adversarial loss."})
     feature_weight: float = field(default=2.0, metadata={"help": "Share of the feature matching loss."})
     eval_steps: int = field(default=1_000, metadata={"help": "Steps between evaluations."})
