@@ -18,6 +18,7 @@ SCRIPTS = sorted(
 def folder(tmp_path, monkeypatch):
     """Where the commands run: a table without what they need, a file that is none, and nothing else."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     datasets.Dataset.from_dict({"id": ["1"], "words": ["Stop."]}).to_parquet("table.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
@@ -39,7 +40,7 @@ FILES = ["--train_files", "missing.parquet", "--output_dir", "out"]
 LATENTS = ["--codec", CODEC, "--output_dir", "out"]
 BAD_INPUT = [
     ("ablation.py", ["--dataset_name", "table.parquet", "--output_dir", "out"], "--tokenizer_name is needed"),
-    ("clone_voice.py", ["a", "--voice", "b", "--model", "missing"], "missing"),
+    ("clone_voice.py", ["a", "--voice", "b", "--model", "./missing"], "missing"),
     ("prepare_data.py", ["--output_dir", "out"], "Give either --manifest or --dataset"),
     ("prepare_data.py", ["--dataset", "missing.csv", "--output_dir", "out"], "`path` 'missing.csv' matches no file"),
     ("prepare_data.py", ["--dataset", "table.parquet", "--codec", CODEC, "--output_dir", "out", "--bandwidth", "2.4"],

@@ -158,5 +158,5 @@ def test_a_codec_of_another_frame_rate_is_refused(make_trainer, tmp_path):
 
 
 def test_segments_shorter_than_what_discriminators_judge_are_refused(make_trainer):
-    with pytest.raises(ValueError, match="`segment_seconds` 0.1 must be 4 frames longer than"):
+    with pytest.raises(ValueError, match=r"`segment_seconds` 0\.1 must be 4 frames longer than"):
         make_trainer(segment_seconds=0.1)

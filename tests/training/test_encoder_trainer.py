@@ -60,7 +60,9 @@ def test_the_command_teaches_the_encoder_and_the_rest_stays(noise_corpus, codec,
         **SMALL,
     )
     taught = EncodecModel.from_pretrained(tmp_path / "codec" / "export").state_dict()
-    changed = {name.split(".")[0] for name, value in codec.state_dict().items() if not torch.equal(taught[name], value)}
+    changed = {
+        name.split(".")[0] for name, value in codec.state_dict().items() if not torch.equal(taught[name], value)
+    }
     assert changed == {"encoder"}
     results = json.loads((tmp_path / "codec" / "eval.json").read_text())
     assert {"step", "latent_distance", "quantization_distance", "decoded_distance"} < set(results)
@@ -76,7 +78,9 @@ def test_an_encoder_learns_the_latents(make_trainer, codec):
     assert after["quantization_distance"] == before["quantization_distance"]
 
 
-def test_a_run_that_goes_on_keeps_its_encoder_and_takes_the_decoder_of_today(make_trainer, codec, other_shape, tmp_path):
+def test_a_run_that_goes_on_keeps_its_encoder_and_takes_the_decoder_of_today(
+    make_trainer, codec, other_shape, tmp_path
+):
     make_trainer(codec, max_steps=2).train()
     encoder = {name: value.clone() for name, value in codec.encoder.state_dict().items()}
     torch.manual_seed(1)

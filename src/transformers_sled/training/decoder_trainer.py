@@ -28,6 +28,9 @@ from .codec_losses import (
 from .segments import NUM_UNJUDGED, LatentSegments
 
 
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
+
 @dataclass
 class DecoderTrainingArguments(BaseCodecTrainingArguments):
     """How to train a decoder on given latents."""
@@ -151,9 +154,7 @@ class DecoderTrainer(BaseCodecTrainer):
         if eval_dataset is not None:
             self.eval_data = LatentSegments(eval_dataset, config, num_frames)
 
-    def update_average(
-        self, averaged: list[torch.Tensor], current: list[torch.Tensor], num_averaged: torch.Tensor
-    ) -> None:
+    def update_average(self, averaged: Tensors, current: Tensors, num_averaged: torch.Tensor | int) -> None:
         """One step of the moving average, which forgets faster at the start."""
         count = int(num_averaged)
         decay = min(self.arguments.average_decay, (1 + count) / (10 + count))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 
 
 class DroppedItemError(ValueError):
@@ -128,7 +129,7 @@ def load_manifest(files: str | Sequence[str]) -> datasets.Dataset:
 def _load(builder: str, files: Any, **options: Any) -> Any:
     try:
         return datasets.load_dataset(builder, data_files=files, **options)
-    except (EOFError, zlib.error, datasets.exceptions.DatasetGenerationError) as error:
+    except (EOFError, zlib.error, pa.ArrowInvalid, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(f"{files} cannot be read to the end: {error.__cause__ or error}") from error
 
 

@@ -69,7 +69,7 @@ def read_wordnet(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     Raises:
         `ValueError`: If there are no such files.
     """
-    folder, examples = Path(folder), {}
+    folder, examples = Path(folder), dict[str, None]()
     files = sorted(folder.glob("data.*"))
     if not files or not (folder / "index.sense").is_file():
         raise ValueError(
