@@ -201,19 +201,21 @@ def encode_utterances(dataset: datasets.Dataset, codec: EncodecModel) -> dataset
     hop_length = codec.config.hop_length
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        samples = torch.tensor(row["samples"], device=codec.device).float() / 32767.0
+        samples = torch.from_numpy(row["samples"]).to(codec.device).float() / 32767.0
         latents = codec.encoder(F.pad(samples, (0, -len(samples) % hop_length))[None, None])[0].T
         return {"latents": latents.half().flatten().cpu().numpy()}
 
     weights = {name: value.cpu().numpy() for name, value in codec.encoder.state_dict().items()}
-    return dataset.map(
+    encoded = dataset.with_format("numpy").map(
         encode,
-        features=datasets.Features({**dataset.features, "latents": datasets.Sequence(datasets.Value("float16"))}),
+        remove_columns=dataset.column_names,
+        features=datasets.Features(latents=datasets.Sequence(datasets.Value("float16"))),
         # What `datasets` would find out by itself, if it could tell one module from another.
         new_fingerprint=Hasher.hash([dataset._fingerprint, hop_length, weights]),
         writer_batch_size=64,
         desc="Encoding",
     )
+    return datasets.concatenate_datasets([dataset, encoded.with_format(None)], axis=1)
 
 
 class LatentSegments:
