@@ -1124,6 +1124,17 @@ def test_results_that_went_wrong_are_warned_about():
         model.generate(**processor("No."), max_new_tokens=3, **ENDLESS)
 
 
+@pytest.mark.parametrize(
+    "counts", [[1], torch.tensor([1.0]), torch.tensor([1, 1]), torch.tensor([-1]), torch.tensor([99])]
+)
+def test_bad_numbers_of_prompt_tokens_are_refused(counts):
+    model, processor = load("offline")
+    with pytest.raises(ValueError, match="`num_prompt_tokens`"):
+        model.generate(**processor(TEXT), prompt_latents=get_latents(5), num_prompt_tokens=counts)
+    with pytest.raises(ValueError, match="`num_prompt_tokens` needs a voice prompt"):
+        model.generate(**processor(TEXT), num_prompt_tokens=torch.tensor([1]))
+
+
 def test_a_part_is_primed_only_where_both_fit():
     model, _ = load("offline", 512)
     parts = [SledTextPart([0, *[5] * 200, 2]), SledTextPart([0, *[6] * 100, 2])]

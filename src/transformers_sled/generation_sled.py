@@ -298,15 +298,15 @@ class _AudioIterator:
 
 class SledParts(Protocol):
     """
-    Parts of a text, whether there are no more to come, and whether each begins with what the voice prompt says: a
-    [`SledTextSource`], or [`SledKnownParts`].
+    Parts of a text, whether there are no more to come, and how many tokens at the start of each say what the voice prompt
+    says: a [`SledTextSource`], or [`SledKnownParts`].
     """
 
     parts: list[SledTextPart]
     is_finished: bool
 
     @property
-    def begins_with_prompt(self) -> bool: ...
+    def num_prompt_tokens(self) -> int: ...
 
 
 @dataclass
@@ -315,7 +315,7 @@ class SledKnownParts:
 
     parts: list[SledTextPart]
     is_finished: bool = True
-    begins_with_prompt: bool = False
+    num_prompt_tokens: int = 0
 
 
 class SledUtterance:
@@ -404,6 +404,7 @@ class SledUtterance:
             self._get_min_frames(part, primed_ids, prompt),
             max_frames,
             self.num_frames,
+            len(primed_ids) or self.text.num_prompt_tokens,
         )
         engine.join(self.row)
 
@@ -412,7 +413,7 @@ class SledUtterance:
         The ids and frames that a part is primed with: the voice prompt, or the whole part before it, which is left out where
         it was silent or leaves too little room.
         """
-        if self.num_parts_said == 0 or self.text.begins_with_prompt:
+        if self.num_parts_said == 0 or self.text.num_prompt_tokens > 0:
             return [], self.prompt
         previous_ids = self.text.parts[self.num_parts_said - 1].ids
         previous_frames = self._previous_frames
@@ -520,7 +521,7 @@ class SledGenerationMixin(GenerationMixin):
         prompt_values_mask: torch.Tensor | None = None,
         prompt_latents: torch.FloatTensor | None = None,
         prompt_latents_mask: torch.Tensor | None = None,
-        has_prompt_text: torch.Tensor | None = None,
+        num_prompt_tokens: torch.Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         generation_config: GenerationConfig | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
@@ -546,9 +547,10 @@ class SledGenerationMixin(GenerationMixin):
                 Voice prompts from [`~SledForSpeechSynthesis.encode_prompt`], instead of `prompt_values`.
             prompt_latents_mask (`torch.LongTensor` of shape `(batch_size, num_frames)`, *optional*):
                 1 for a frame, 0 for padding.
-            has_prompt_text (`torch.BoolTensor` of shape `(batch_size,)`, *optional*):
-                Whether every part of a row begins with what its voice prompt says, so that each is spoken in its voice.
-                By default only the first does, and a later part is primed with the one before it.
+            num_prompt_tokens (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Number of tokens at the start of every part of a row that say what its voice prompt says, so that each part
+                goes on from the prompt. By default only the first part does, and a later one is primed with the part
+                before it.
             generator (`torch.Generator` or a list of them, *optional*):
                 Source of the noise. One generator draws for the whole batch. A list has one for each row (and each of its
                 `num_return_sequences`), which draws for that row alone, so that a row does not depend on the others.
@@ -592,30 +594,30 @@ class SledGenerationMixin(GenerationMixin):
                 len(texts), prompt_values, prompt_values_mask, prompt_latents, prompt_latents_mask
             )
             copies = config.num_return_sequences or 1
-            begin_with_prompt = _get_flags(has_prompt_text, len(texts))
+            prompt_token_counts = _get_counts(num_prompt_tokens, texts)
             texts = [parts for parts in texts for _ in range(copies)]
             prompts = [prompt for prompt in prompts for _ in range(copies)]
-            begin_with_prompt = [flag for flag in begin_with_prompt for _ in range(copies)]
+            prompt_token_counts = [count for count in prompt_token_counts for _ in range(copies)]
             noises = get_noises(self, config, generator, len(texts))
             if streamer is not None and len(texts) > 1:
                 raise ValueError(f"`streamer` takes a single row, but there are {len(texts)}.")
-            for parts, prompt, begins_with_prompt in zip(texts, prompts, begin_with_prompt, strict=True):
-                if begins_with_prompt and prompt is None:
-                    raise ValueError("`has_prompt_text` needs a voice prompt, `prompt_values` or `prompt_latents`.")
+            for parts, prompt, count in zip(texts, prompts, prompt_token_counts, strict=True):
+                if count > 0 and prompt is None:
+                    raise ValueError("`num_prompt_tokens` needs a voice prompt, `prompt_values` or `prompt_latents`.")
                 for index, part in enumerate(parts):
-                    has_prompt = prompt is not None and (index == 0 or begins_with_prompt)
-                    self._check_fits(config, len(part), len(prompt) if has_prompt else 0)
+                    is_prompted = index == 0 or count > 0
+                    self._check_fits(config, len(part), len(prompt) if prompt is not None and is_prompted else 0)
             criteria = get_criteria(config, stopping_criteria)
             utterances = [
                 SledUtterance(
                     self,
-                    SledKnownParts([SledTextPart(ids) for ids in parts], begins_with_prompt=flag),
+                    SledKnownParts([SledTextPart(ids) for ids in parts], num_prompt_tokens=count),
                     prompt,
                     config,
                     *noise,
                     criteria,
                 )
-                for parts, flag, prompt, noise in zip(texts, begin_with_prompt, prompts, noises, strict=True)
+                for parts, count, prompt, noise in zip(texts, prompt_token_counts, prompts, noises, strict=True)
             ]
             recordings = self._record(utterances, config, streamer, _is_synced(self, synced_gpus))
             if streamer is not None:
@@ -994,8 +996,8 @@ class SledStreamRequest:
         source = SledTextSource(processor, voice.get("prompt_text"), num_prompt_frames, model.config.is_interleaved)
         if self.text is not None:
             for ids in model._get_texts(inputs["input_ids"], inputs["attention_mask"], self.config)[0]:
-                has_prompt = not source.parts or source.begins_with_prompt
-                model._check_fits(self.config, len(ids), num_prompt_frames if has_prompt else 0)
+                is_prompted = not source.parts or source.num_prompt_tokens > 0
+                model._check_fits(self.config, len(ids), num_prompt_frames if is_prompted else 0)
                 source.parts.append(SledTextPart(ids))
             source.is_finished = True
         return SledUtterance(model, source, prompt, self.config, *self.noise, self.criteria), source
@@ -1205,23 +1207,28 @@ def _count_positions(model: "SledForSpeechSynthesis", config: GenerationConfig, 
     parts = utterance.text.parts
     if len(parts) != 1 or not parts[0].is_complete or not utterance.text.is_finished:
         return num_positions
-    num_frames = max(get_frame_budget(model, len(parts[0].ids)), config.min_new_tokens or 0)
+    num_tokens = len(parts[0].ids) - utterance.text.num_prompt_tokens
+    num_frames = max(get_frame_budget(model, num_tokens), config.min_new_tokens or 0)
     num_prompt_frames = 0 if utterance.prompt is None else len(utterance.prompt)
     return min(num_positions, len(parts[0].ids) + num_prompt_frames + (config.max_new_tokens or num_frames))
 
 
-def _get_flags(values: object, num_rows: int) -> list[bool]:
-    """`has_prompt_text` of every row."""
+def _get_counts(values: object, texts: list[list[list[int]]]) -> list[int]:
+    """`num_prompt_tokens` of every row."""
     if values is None:
-        return [False] * num_rows
-    if (
-        not isinstance(values, torch.Tensor)
-        or values.shape != (num_rows,)
-        or not ((values == 0) | (values == 1)).all()
-    ):
-        found = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-        raise ValueError(f"`has_prompt_text` must be a tensor of {num_rows} booleans, one for each row, got {found}.")
-    return [bool(value) for value in values.tolist()]
+        return [0] * len(texts)
+    if not isinstance(values, torch.Tensor) or values.shape != (len(texts),) or values.is_floating_point():
+        found = (
+            f"{values.dtype} of {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        )
+        raise ValueError(f"`num_prompt_tokens` must be {len(texts)} integers, one for each row, got {found}.")
+    counts = values.tolist()
+    for parts, count in zip(texts, counts, strict=True):
+        if not 0 <= count < min(map(len, parts)):
+            raise ValueError(
+                f"`num_prompt_tokens` must be at least 0 and less than the tokens of each part of `input_ids`, got {count}."
+            )
+    return counts
 
 
 def _is_synced(model: "SledForSpeechSynthesis", synced_gpus: bool | None) -> bool:

@@ -279,7 +279,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             "prompt_values_mask",
             "prompt_latents",
             "prompt_latents_mask",
-            "has_prompt_text",
+            "num_prompt_tokens",
         ]
 
     def __call__(
@@ -339,8 +339,8 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
               (`torch.LongTensor` of shape `(batch_size, num_samples)`) for a voice prompt given as audio, completed with
               silence to whole frames
             - **prompt_latents**, **prompt_latents_mask** for one given as latents
-            - **has_prompt_text** (`torch.BoolTensor` of shape `(batch_size,)`) with `prompt_text`: that every part of a
-              text begins with it
+            - **num_prompt_tokens** (`torch.LongTensor` of shape `(batch_size,)`) with `prompt_text`: how many tokens of every
+              part of a text say it
             - **input_values** (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`), **padding_mask**
               (`torch.LongTensor` of shape `(batch_size, num_samples)`) for training audio
 
@@ -392,7 +392,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
                 parts = self.split_text(one, num_frames, before or None)
                 rows.append([token for part in parts for token in encode_text(self.tokenizer, part)])
             if any(prompt_texts):
-                data["has_prompt_text"] = torch.tensor([bool(before) for before in prompt_texts])
+                data["num_prompt_tokens"] = torch.tensor([self.count_prompt_tokens(before) for before in prompt_texts])
         if not _is_padding(padding) and len({len(row) for row in rows}) > 1:
             raise ValueError(f"`padding` is {padding!r}, but the texts are of {len(rows)} lengths: set it to True.")
         encoded = self.tokenizer.pad({"input_ids": rows}, return_attention_mask=True, return_tensors="pt")
@@ -514,6 +514,20 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         """
         reader = self.get_reader()
         return reader.push(check_text("text", text)) + reader.finish()
+
+    def count_prompt_tokens(self, prompt_text: str) -> int:
+        """
+        Counts the tokens that a transcript takes at the start of a text.
+
+        Args:
+            prompt_text (`str`):
+                What a voice prompt says.
+
+        Returns:
+            `int`: their number, special tokens left out.
+        """
+        words = "".join(self.get_words(prompt_text))
+        return len(encode_text(self.tokenizer, words, add_special_tokens=False))
 
     def normalize(self, text: str) -> str:
         """

@@ -955,11 +955,6 @@ class SledPartSplitter:
         return not (self._held_parts and self._is_cut_in_word)
 
     @property
-    def begins_with_prompt(self) -> bool:
-        """Whether every part begins with the voice prompt (`bool`)."""
-        return bool(self._prompt_words)
-
-    @property
     def has_words(self) -> bool:
         """Whether there is an open part that says something of its own (`bool`)."""
         return bool(self._words or self._held_parts)
@@ -1138,6 +1133,7 @@ class SledTextSource:
     Attributes:
         parts (`list[SledTextPart]`): the parts so far; all but the last are complete.
         is_finished (`bool`): whether the text has ended.
+        num_prompt_tokens (`int`): number of tokens at the start of every part that say what the voice prompt says.
     """
 
     def __init__(
@@ -1153,6 +1149,7 @@ class SledTextSource:
         self._is_interleaved = is_interleaved
         self._reader = processor.get_reader()
         prompt_words = processor.get_words(prompt_text) if prompt_text is not None else []
+        self.num_prompt_tokens = processor.count_prompt_tokens(prompt_text) if prompt_text is not None else 0
         self._splitter = SledPartSplitter(processor, prompt_words, num_prompt_frames)
         self._follows_prompt = bool(prompt_words)
         # Characters, and empty pieces, since there was last something to speak.
@@ -1214,15 +1211,10 @@ class SledTextSource:
         for part in self._splitter.push(words):
             self._close(part)
         # A part that is primed with the one before it must be complete, because its length decides whether both fit.
-        is_started_early = self._splitter.is_first or self.begins_with_prompt
+        is_started_early = self._splitter.is_first or self.num_prompt_tokens > 0
         if self._is_interleaved and is_started_early and self._splitter.has_words:
             self._release(self._splitter.get_certain_words())
         return any(map(is_speakable, words))
-
-    @property
-    def begins_with_prompt(self) -> bool:
-        """Whether every part begins with the voice prompt (`bool`)."""
-        return self._splitter.begins_with_prompt
 
     def _release(self, words: list[str]) -> None:
         """Passes the first words of the open part to it, which this opens if need be."""
