@@ -11,9 +11,11 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import align_module_device
@@ -283,9 +285,11 @@ class _CausalConvTranspose:
 
     def __init__(self, weight: Tensor, bias: Tensor, state: list[Tensor], stride: int):
         self.out_channels = weight.shape[1]
-        # (stride, out_channels, taps, in_channels); the latest input meets the first part of the kernel.
-        taps = torch.stack([part.permute(2, 1, 0) for part in reversed(weight.split(stride, dim=2))], dim=2)
-        self.conv = _CausalConv(taps.flatten(0, 1), bias.repeat(stride), state, stride=1, dilation=1, reflect=False)
+        # A transposed matrix is copied several times as fast as more permuted dimensions are.
+        kernel = weight.flatten(1).t().contiguous().view(self.out_channels, -1, stride, weight.shape[0])
+        # (stride * out_channels, taps, in_channels); the latest input meets the first part of the kernel.
+        taps = kernel.flip(1).permute(2, 0, 1, 3).flatten(0, 1)
+        self.conv = _CausalConv(taps, bias.repeat(stride), state, stride=1, dilation=1, reflect=False)
 
     def __call__(self, hidden_states: Tensor, state: list[Tensor]) -> Tensor:
         return self.conv(hidden_states, state).view(hidden_states.shape[0], -1, self.out_channels)
@@ -445,6 +449,46 @@ class _Network:
         return outputs
 
 
+@dataclass
+class _SharedWeight:
+    """What a weight was when a decoder was made of it. Its values are held, so that no others come to their address."""
+
+    parameter: Tensor
+    values: Tensor
+    version: int
+
+    def is_still(self, parameter: Tensor) -> bool:
+        return (
+            parameter is self.parameter
+            and parameter.data_ptr() == self.values.data_ptr()
+            and parameter._version == self.version
+        )
+
+
+class _SharedDecoders:
+    """The decoders of codecs, made anew after their weights have changed: preparing them takes as long as some frames."""
+
+    def __init__(self) -> None:
+        self._networks: WeakKeyDictionary[nn.Module, tuple[list[_SharedWeight], _Network]] = WeakKeyDictionary()
+
+    def get(self, codec: EncodecModel) -> _Network:
+        parameters = list(codec.decoder.parameters())
+        if any(parameter.is_meta or parameter.is_inference() for parameter in parameters):
+            # Weights that are elsewhere between calls are not to stay, and those of inference mode count no changes.
+            return _Network(codec.decoder, 1)
+        if codec.decoder in self._networks:
+            weights, network = self._networks[codec.decoder]
+            if len(weights) == len(parameters) and all(map(_SharedWeight.is_still, weights, parameters)):
+                return network
+        weights = [_SharedWeight(parameter, parameter.detach(), parameter._version) for parameter in parameters]
+        network = _Network(codec.decoder, 1)
+        self._networks[codec.decoder] = (weights, network)
+        return network
+
+
+_decoders = _SharedDecoders()
+
+
 def encode_codes(codec: EncodecModel, waveforms: Sequence[Tensor], bandwidth: float) -> list[Tensor]:
     """
     Turns waveforms of any lengths into codes. Each gets the codes that it would get alone.
@@ -567,7 +611,7 @@ def decode_latents(codec: EncodecModel, latents: Sequence[Tensor]) -> list[Tenso
             raise ValueError(
                 f"`latents` must hold floating tensors of shape (frames, {width}), got {_describe_tensor(row)}."
             )
-    return [waveform[:, 0] for waveform in _Network(codec.decoder, 1).run_rows([row.detach() for row in latents])]
+    return [waveform[:, 0] for waveform in _decoders.get(codec).run_rows([row.detach() for row in latents])]
 
 
 class SledStreamingDecoder:
@@ -621,7 +665,7 @@ class SledStreamingDecoder:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be an integer of at least 1, got {batch_size!r}.")
         self.codec = codec
-        self._network = _Network(codec.decoder, 1)
+        self._network = _decoders.get(codec)
         self._state = self._network.get_initial_state(batch_size)
         self._held = self._state[0].new_zeros(batch_size, 0, codec.config.hidden_size)
         self._is_started = self._is_finished = False
