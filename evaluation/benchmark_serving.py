@@ -45,6 +45,8 @@ def load(arguments: argparse.Namespace) -> tuple[SledForSpeechSynthesis, SledPro
             arguments.model, codec=arguments.codec, dtype=getattr(torch, arguments.dtype)
         )
         processor = SledProcessor.from_pretrained(arguments.model)
+        # A voice would be read with every text.
+        processor.default_voice = None
     model.to(arguments.device)
     if arguments.compile:
         model.compile_generation(max_rows=max(arguments.num_streams))

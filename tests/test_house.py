@@ -17,7 +17,7 @@ FLOORS = [
     {"engine_sled"},
     {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled"},
     {"codec_sled", "text_sled", "audio_sled", "hub_sled", "voices"},
-    {"normalization_sled", "quantization_sled"},
+    {"normalization_sled", "pauses_sled", "quantization_sled"},
     {"configuration_sled"},
 ]
 # What `generate` is mixed into has to know it.

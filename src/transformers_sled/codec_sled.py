@@ -33,6 +33,8 @@ from transformers.models.encodec.modeling_encodec import (
 )
 from transformers.utils import CONFIG_NAME
 
+from .pauses_sled import SledPauseLimiter
+
 
 # A layer takes (batch, time, channels) and the state of the signal, which it updates, and returns the same layout.
 _Layer = Callable[[Tensor, list[Tensor]], Tensor]
@@ -807,7 +809,8 @@ class SledAudioChunker:
     r"""
     Decides when to decode and what to hand out: latents in, in any portions, waveforms out. The first waveform comes
     with the first frames that the decoder can turn into audio, and then one for every `chunk_duration` seconds of audio.
-    The sizes depend on the number of frames alone, not on the portions in which they come.
+    The sizes do not depend on the portions in which the frames come. Quiet that may be left out between two parts of a
+    text is handed out once it is known whether it is.
 
     Args:
         codec ([`~transformers.EncodecModel`] or [`SledStreamingDecoder`]):
@@ -847,10 +850,11 @@ class SledAudioChunker:
         self.hop_length = codec_config.hop_length
         self.chunk_frames = max(1, round(chunk_duration * codec_config.sampling_rate / self.hop_length))
         self._pending = self.decoder._held[:, :0]
-        self._has_speech = False
         self._is_first = True
         # Samples of the prompt that the decoder has yet to return.
         self._prompt_samples = 0
+        self._num_frames = 0
+        self._pauses = SledPauseLimiter(self.hop_length, codec_config.sampling_rate)
 
     @property
     def _next_frames(self) -> int:
@@ -876,16 +880,16 @@ class SledAudioChunker:
         """
         latents = self.decoder._prepare(latents)
         if is_prompt:
-            if self._has_speech:
+            if self._num_frames > 0:
                 raise ValueError("`is_prompt` must be False once speech has been pushed, got True.")
             self._prompt_samples += latents.shape[1] * self.hop_length
-            return self._cut_prompt(self.decoder.decode(latents))
-        self._has_speech = self._has_speech or latents.shape[1] > 0
+            return self._cut(self.decoder.decode(latents))
+        self._num_frames += latents.shape[1]
         self._pending = torch.cat([self._pending, latents], dim=1)
         waveforms: list[Tensor] = []
         while self._pending.shape[1] >= (frames := self._next_frames):
             block, self._pending = self._pending[:, :frames], self._pending[:, frames:]
-            waveforms += self._cut_prompt(self.decoder.decode(block))
+            waveforms += self._cut(self.decoder.decode(block))
             self._is_first = False
         return waveforms
 
@@ -902,12 +906,19 @@ class SledAudioChunker:
         """
         waveform = torch.cat([self.decoder.decode(self._pending), self.decoder.finish()], dim=1)
         self._pending = self._pending[:, :0]
-        return self._cut_prompt(waveform)
+        waveform = torch.cat([*self._cut(waveform), self._pauses.finish()])
+        return [waveform] if len(waveform) > 0 else []
 
-    def _cut_prompt(self, waveform: Tensor) -> list[Tensor]:
+    def end_part(self) -> None:
+        """Says that the frames so far are a part of the text that another may follow: long quiet between is shortened."""
+        self._pauses.end_part(self._num_frames)
+
+    def _cut(self, waveform: Tensor) -> list[Tensor]:
+        """What is heard of decoded audio (1, num_samples)."""
         samples = min(self._prompt_samples, waveform.shape[1])
         self._prompt_samples -= samples
-        return [waveform[0, samples:].cpu()] if samples < waveform.shape[1] else []
+        heard = self._pauses.push(waveform[0, samples:].cpu())
+        return [heard] if len(heard) > 0 else []
 
 
 __all__ = [

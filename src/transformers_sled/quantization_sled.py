@@ -304,6 +304,9 @@ class SledInt4Quantizer(HfQuantizer):
                 replacement = SledInt4Linear(
                     layer.in_features, layer.out_features, config.group_size, layer.bias, weight.dtype, weight.device
                 )
+                if not self.pre_quantized:
+                    # Until it is quantized: what is read is cast to the type of what it is for.
+                    replacement.weight = weight.detach()
                 model.set_submodule(path, replacement)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
