@@ -29,7 +29,7 @@ from transformers_sled.server.ray_app import RaySettings, app, make_application 
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "ray"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "cluster"
 SECONDS = 1.0
 SPEECH = {"model": "tts-1", "voice": "default", "input": "The dog barked.", "response_format": "pcm", "seed": 3}
 
@@ -66,6 +66,12 @@ def client(url):
         yield made
 
 
+def make_arguments(**changes) -> dict:
+    """The same for the client, which knows no seeds."""
+    known = {name: value for name, value in SPEECH.items() if name != "seed"}
+    return {**known, **changes, "extra_body": {"seed": SPEECH["seed"]}}
+
+
 def count(url: str, name: str) -> float:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
@@ -83,9 +89,7 @@ def test_openai_client_gets_what_generate_gives(client, checkpoints):
     processor = SledProcessor.from_pretrained(checkpoints[0])
     generator = torch.Generator().manual_seed(SPEECH["seed"])
     [expected] = model.generate(**processor(SPEECH["input"]), generator=generator, max_new_tokens=75)
-    with client.audio.speech.with_streaming_response.create(
-        **{name: value for name, value in SPEECH.items() if name != "seed"}, extra_body={"seed": SPEECH["seed"]}
-    ) as response:
+    with client.audio.speech.with_streaming_response.create(**make_arguments()) as response:
         pieces = list(response.iter_bytes())
     assert len(pieces) > 2, "It must leave as it is made."
     samples = np.frombuffer(b"".join(pieces), "<i2") / 32767
@@ -103,16 +107,16 @@ def test_errors_come_back_from_the_replica(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.audio.speech.create(model="tts-1", voice="nobody", input="No.")
     assert caught.value.code == "voice_not_found"
-    # The model's own refusal: a voice that the checkpoint does not have leaves the ingress, and comes back.
+    # What only the model refuses.
     with pytest.raises(openai.BadRequestError) as caught:
-        client.audio.speech.create(**SPEECH | {"input": "\u200b"})
+        client.audio.speech.create(**make_arguments(input="\u200b"))
     assert "text" in caught.value.message and "Traceback" not in caught.value.message
 
 
 def test_a_voice_that_is_made_is_spoken_in(client):
     voice = make_voice(client, give_consent(client))
-    body = {name: value for name, value in SPEECH.items() if name != "seed"} | {"extra_body": {"seed": 3}}
-    spoken = [client.audio.speech.create(**body | {"voice": name}).content for name in (voice.id, "anna", "default")]
+    names = (voice.id, "anna", "default")
+    spoken = [client.audio.speech.create(**make_arguments(voice=name)).content for name in names]
     assert spoken[0] == spoken[1] != spoken[2]
     assert client.audio.voices.delete(voice.id).deleted
 

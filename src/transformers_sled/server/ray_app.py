@@ -18,21 +18,23 @@ import numpy as np
 import ray
 from fastapi import FastAPI
 from pydantic import ConfigDict, TypeAdapter
-from ray import serve
+from ray import cloudpickle, serve
 from ray.actor import ActorHandle
 from ray.serve import Application
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from . import text_relay
 from .application import create_app
 from .engines import SpeakingStyle, load_engine
 from .logs import log_as_json
 from .metrics import ServiceMetrics
-from .replica_engine import ReplicaEngine, TextRelay, speak_remotely
+from .replica_engine import ReplicaEngine, speak_remotely
 from .service import SpeechService
 from .settings import ServiceSettings
 from .synthesizers import Synthesizer, make_synthesizer
+from .text_relay import TextRelay
 from .voice_library import Voice
 
 
@@ -123,6 +125,8 @@ class Ingress:
     def __init__(self, settings: RaySettings, *speakers: DeploymentHandle[Any]) -> None:
         log_as_json("transformers_sled.server")
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # So that the relay's process does not load the package, and PyTorch with it, for a few queues.
+        cloudpickle.register_pickle_by_value(text_relay)
         options = {"num_cpus": 0, "max_concurrency": MAX_RELAYED_TEXTS, "scheduling_strategy": here}
         self._relay = ray.remote(TextRelay).options(**options).remote()
         self._settings = settings
@@ -164,7 +168,7 @@ def make_application(settings: RaySettings) -> Application:
     Example:
 
     ```python
-    >>> from ray import serve
+    >>> from ray import cloudpickle, serve
     >>> from transformers_sled.server.ray_app import RaySettings, make_application
 
     >>> serve.run(make_application(RaySettings(max_replicas=4, num_gpus=0.5)))
