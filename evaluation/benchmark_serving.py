@@ -45,6 +45,8 @@ def load(arguments: argparse.Namespace) -> tuple[SledForSpeechSynthesis, SledPro
             arguments.model, codec=arguments.codec, dtype=getattr(torch, arguments.dtype)
         )
         processor = SledProcessor.from_pretrained(arguments.model)
+        # A voice would be read with every text.
+        processor.default_voice = None
     return model.to(arguments.device), processor
 
 

@@ -44,6 +44,11 @@ class PipelineRecognizer:
         # The convolutions of CTC models need more than the one frame that speech can be.
         audios = [np.pad(audio, (0, max(0, SAMPLING_RATE // 10 - len(audio)))) for audio in audios]
         inputs = [{"raw": audio, "sampling_rate": SAMPLING_RATE} for audio in audios]
+        if self.pipeline.type == "seq2seq_whisper" and max(map(len, audios)) > 30 * SAMPLING_RATE:
+            return [
+                self.pipeline(one, return_timestamps=True, generate_kwargs=self.options)["text"].strip()
+                for one in inputs
+            ]
         options = {"generate_kwargs": self.options} if self.options else {}
         return [result["text"].strip() for result in self.pipeline(inputs, batch_size=len(inputs), **options)]
 
@@ -91,7 +96,8 @@ class FasterWhisperRecognizer:
             language=self.language,
             beam_size=1,
             temperature=0.0,
-            without_timestamps=True,
+            # Longer audio is read in windows that end between segments, where timestamps tell.
+            without_timestamps=len(audio) <= 30 * SAMPLING_RATE,
             condition_on_previous_text=False,
         )
         return "".join(segment.text for segment in segments).strip()

@@ -189,6 +189,8 @@ class GenerationBenchmark:
             checkpoint, config=config, dtype=configuration.dtype, attn_implementation=configuration.attention
         ).to(self.device)
         self.processor = SledProcessor.from_pretrained(checkpoint)
+        # A voice would be read with every text.
+        self.processor.default_voice = None
         words = SENTENCE.split()
         self.words = [words[0]]
         while self._count_tokens(" ".join(self.words)) < configuration.tokens:

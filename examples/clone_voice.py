@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForTextToWaveform, AutoProcessor
 
 from transformers_sled import builtin_voice
+from transformers_sled.training import run_command
 
 
 def main() -> None:
@@ -52,13 +53,6 @@ def main() -> None:
     if text is None:
         text = sys.stdin.read()
 
-    try:
-        speak(text, arguments)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
-def speak(text: str, arguments: argparse.Namespace) -> None:
     processor = AutoProcessor.from_pretrained(arguments.model)
     model = AutoModelForTextToWaveform.from_pretrained(
         arguments.model, codec=arguments.codec, dtype=arguments.dtype, device_map=arguments.device
@@ -85,4 +79,4 @@ def speak(text: str, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoTokenizer, EncodecModel, HfArgumentParser
 
-from transformers_sled.training import PreparationArguments, load_manifest, load_source, prepare_dataset
+from transformers_sled.training import PreparationArguments, load_manifest, load_source, prepare_dataset, run_command
 
 
 @dataclass
@@ -61,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from stream_speech import add_speech_arguments, load, speak
+from transformers_sled.training import run_command
 
 
 class StopWhen(StoppingCriteria):
@@ -69,7 +70,7 @@ def write_answer(llm_name: str, question: str, max_new_tokens: int, device: str)
         thread.join()
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question")
     parser.add_argument("--llm", required=True, help="Causal language model on the Hub or in a folder")
@@ -77,8 +78,8 @@ def main() -> int:
     add_speech_arguments(parser)
     args = parser.parse_args()
     model, processor = load(args)
-    return speak(args, model, processor, write_answer(args.llm, args.question, args.max_new_tokens, args.device))
+    sys.exit(speak(args, model, processor, write_answer(args.llm, args.question, args.max_new_tokens, args.device)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

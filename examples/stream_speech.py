@@ -28,6 +28,7 @@ import soundfile
 import torch
 
 from transformers_sled import SledForSpeechSynthesis, SledProcessor, builtin_voice
+from transformers_sled.training import run_command
 
 
 def read_text(file_descriptor: int) -> Iterator[str]:
@@ -123,9 +124,6 @@ def speak(
                 first_audio = first_audio or time.perf_counter()
                 num_samples += len(waveform)
                 write(waveform.numpy())
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
@@ -143,13 +141,13 @@ def speak(
     return status
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_speech_arguments(parser)
     args = parser.parse_args()
     model, processor = load(args)
-    return speak(args, model, processor, read_text(sys.stdin.fileno()))
+    sys.exit(speak(args, model, processor, read_text(sys.stdin.fileno())))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

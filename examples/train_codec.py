@@ -25,6 +25,7 @@ from transformers_sled.training import (
     create_codec,
     load_codec_data,
     parse_recipe,
+    run_command,
 )
 
 
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ from transformers_sled.training import (
     load_model,
     load_splits,
     parse_recipe,
+    run_command,
 )
 
 
@@ -47,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

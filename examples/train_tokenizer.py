@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datasets import load_dataset
 from transformers import HfArgumentParser
 
-from transformers_sled.training import TokenizerArguments, load_source, train_tokenizer
+from transformers_sled.training import TokenizerArguments, load_source, run_command, train_tokenizer
 
 
 @dataclass
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

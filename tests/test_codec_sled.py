@@ -1,5 +1,6 @@
 """The codec: whole, with state and in rows of different lengths against EnCodec itself, chunking, loading, precision."""
 
+import copy
 import doctest
 import itertools
 import json
@@ -123,6 +124,34 @@ def test_float32_without_gradients_under_autocast_and_from_half_precision():
     assert waveform.dtype == torch.float32
     assert not waveform.requires_grad
     torch.testing.assert_close(waveform, decode_whole(codec, latents.float()), atol=1e-5, rtol=0)
+
+
+def test_decoders_share_weights_until_these_change():
+    codec = copy.deepcopy(make_codec())
+    latents = make_latents(12)
+
+    def decode():
+        return decode_latents(codec, list(latents))[0]
+
+    with torch.no_grad():
+        first = decode()
+        prepared = live_tensor_bytes()
+        decoders = [SledStreamingDecoder(codec) for _ in range(8)]
+        weight_bytes = sum(parameter.nbytes for parameter in codec.decoder.parameters())
+        assert live_tensor_bytes() - prepared < weight_bytes
+        del decoders
+        parameter = next(codec.decoder.parameters())
+        for change in (
+            lambda: parameter.mul_(2),
+            lambda: codec.load_state_dict({name: value * 2 for name, value in codec.state_dict().items()}),
+            lambda: setattr(parameter, "data", parameter.data * 2),
+            lambda: codec.to(torch.float64).to(torch.float32).decoder.layers[0].conv.bias.zero_(),
+        ):
+            change()
+            second = decode()
+            assert not torch.equal(second, first)
+            assert torch.allclose(second, decode_whole(codec, latents)[0], atol=1e-3 * float(second.abs().max()))
+            first = second
 
 
 def test_memory_and_work_do_not_grow():

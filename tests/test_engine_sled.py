@@ -179,6 +179,9 @@ def test_end_of_speech_is_held_off_and_cut_off():
     budget = get_frame_budget(model, 6)
     row = make_row(model, 6, 0, max_frames=None)
     assert len(run(SledEngine(model), [row])[0]) == budget and row.is_cut_off
+    # What a voice prompt says is not said again.
+    row = make_row(model, 9, 0, max_frames=None, num_prompt_tokens=3)
+    assert len(run(SledEngine(model), [row])[0]) == budget
     row = make_row(model, 6, 0, max_frames=None, min_frames=budget + 7)
     assert len(run(SledEngine(model), [row])[0]) == budget + 7
     # Positions end it in any case.

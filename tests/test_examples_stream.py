@@ -96,7 +96,7 @@ def test_listener_leaves_and_interrupt(tmp_path):
 def test_bad_input(tmp_path):
     process = start("stream_speech.py", "--output", str(tmp_path / "speech.wav"))
     _, errors = process.communicate(b" \n", timeout=300)
-    assert process.returncode == 1 and "`text` must not be empty" in errors.decode().splitlines()[-1]
+    assert process.returncode == 2 and "`text` must not be empty" in errors.decode().splitlines()[-1]
 
 
 def test_speech_from_a_language_model(tmp_path):

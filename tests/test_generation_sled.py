@@ -520,25 +520,31 @@ def get_part_texts(processor: SledProcessor, parts: list[Watched]) -> list[str]:
     return [tokenizer.decode(one, skip_special_tokens=True) for one in ids]
 
 
+@pytest.mark.parametrize("prompt_text", ["So.", None])
 @pytest.mark.parametrize("side", SIDES)
-def test_long_text_is_spoken_part_by_part(side):
+def test_long_text_is_spoken_part_by_part(side, prompt_text):
     model, processor = load(side, 512)
-    options = {"guidance_scale": 1.0, "prompt_text": "So.", "prompt_latents": get_latents(11)}
-    inputs = processor(LONG_TEXT, prompt_text=options["prompt_text"], prompt_latents=options["prompt_latents"])
+    options = {"guidance_scale": 1.0, "prompt_text": prompt_text, "prompt_latents": get_latents(11)}
+    inputs = processor(LONG_TEXT, prompt_text=prompt_text, prompt_latents=options["prompt_latents"])
     with watch(model, last_frame=40) as parts:
         output = model.generate(**inputs, generator=seeded(2), guidance_scale=1.0, return_dict_in_generate=True)
     assert len(parts) > 3
     # Nothing dropped, nothing said twice, whole sentences.
     texts = get_part_texts(processor, parts)
-    assert "".join(texts) == "So. " + LONG_TEXT
     assert all(text.endswith(".") for text in texts)
+    assert "".join(text.removeprefix(prompt_text or "") for text in texts).strip() == LONG_TEXT
     assert [len(part.lengths) for part in parts] == [40] * len(parts)
     mask = output.latents_mask[0].tolist()
     assert mask == ([1] * 39 + [0]) * len(parts)
-    if side == "offline":
+    if prompt_text is not None:
+        # Each part goes on from the voice prompt.
+        assert all(text.startswith(prompt_text) for text in texts)
+        assert all(part.row.num_prompt_frames == 11 for part in parts)
+    else:
         # Each part is primed with the text and the frames of the whole part before it.
-        num_frames = [11, 11 + 39] + [39] * (len(parts) - 2)
-        assert [part.lengths[0] - len(part.ids) for part in parts] == num_frames
+        primed = [processor.tokenizer.decode(part.row.primed_ids, skip_special_tokens=True) for part in parts]
+        assert primed == ["", *texts[:-1]]
+        assert [part.row.num_prompt_frames for part in parts] == [11, 11 + 39] + [39] * (len(parts) - 2)
     # No step at a join is larger than those inside the parts.
     (whole,) = output.audio
     steps = whole.diff().abs()
@@ -1116,6 +1122,17 @@ def test_results_that_went_wrong_are_warned_about():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.generate(**processor("No."), max_new_tokens=3, **ENDLESS)
+
+
+@pytest.mark.parametrize(
+    "counts", [[1], torch.tensor([1.0]), torch.tensor([1, 1]), torch.tensor([-1]), torch.tensor([99])]
+)
+def test_bad_numbers_of_prompt_tokens_are_refused(counts):
+    model, processor = load("offline")
+    with pytest.raises(ValueError, match="`num_prompt_tokens`"):
+        model.generate(**processor(TEXT), prompt_latents=get_latents(5), num_prompt_tokens=counts)
+    with pytest.raises(ValueError, match="`num_prompt_tokens` needs a voice prompt"):
+        model.generate(**processor(TEXT), num_prompt_tokens=torch.tensor([1]))
 
 
 def test_a_part_is_primed_only_where_both_fit():

@@ -17,13 +17,13 @@ FLOORS = [
     {"engine_sled"},
     {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled"},
     {"codec_sled", "text_sled", "audio_sled", "hub_sled", "voices"},
-    {"normalization_sled"},
+    {"normalization_sled", "pauses_sled", "quantization_sled"},
     {"configuration_sled"},
 ]
 # What `generate` is mixed into has to know it.
 MIXES_IN = {("modeling_sled", "generation_sled")}
 # These need a server, a training loop or the package's own files around them.
-AT_HOME = {"serving_sled", "pipeline_sled"}
+AT_HOME = {"serving_sled", "pipeline_sled", "quantization_sled"}
 # The version stands at the top of the house, and what an extra brings is imported where it is used.
 SAID_ANYWHERE = {((), "__version__")}
 OPTIONAL = {("cli", "batch"), ("cli", "server")}

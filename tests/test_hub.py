@@ -38,6 +38,7 @@ CODE_FILES = {
     "interleaving_sled.py",
     "modeling_sled.py",
     "normalization_sled.py",
+    "pauses_sled.py",
     "processing_sled.py",
     "text_sled.py",
 }

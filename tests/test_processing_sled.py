@@ -430,6 +430,19 @@ def test_text_that_fits_is_one_part(processor):
     assert (processor(TEXT)["input_ids"] == 0).sum() == 1
 
 
+def test_prompt_text_begins_every_part(processor, voice):
+    processor = SledProcessor(processor.feature_extractor, processor.tokenizer, max_part_seconds=2.0)
+    texts = [TEXT, f"{TEXT} {TEXT}"]
+    inputs = processor(texts, prompt_text="How are  you?", prompt_audio=voice, sampling_rate=24_000)
+    prompt_ids = encode_text(processor.tokenizer, "How are you?", add_special_tokens=False)
+    assert inputs["num_prompt_tokens"].tolist() == [len(prompt_ids)] * 2
+    ids = inputs["input_ids"][1].tolist()
+    starts = [index for index, token in enumerate(ids) if token == processor.tokenizer.bos_token_id]
+    assert len(starts) > 1
+    assert all(ids[start + 1 :][: len(prompt_ids)] == prompt_ids for start in starts)
+    assert "num_prompt_tokens" not in processor(texts[0] * 4, prompt_audio=voice, sampling_rate=24_000)
+
+
 def test_long_text_is_split_into_whole_sentences(processor):
     text = " ".join(f"Dr. Smith saw number {index}, and he was glad of it." for index in range(100))
     parts = processor.split_text(text)

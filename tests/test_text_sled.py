@@ -275,24 +275,26 @@ def test_whole_text_and_pieces_have_the_same_parts(text, cuts, limits, is_interl
         return
     assert read_by_pieces(source, text, cuts) == [encode_text(processor.tokenizer, part) for part in parts]
     # Nothing is lost but marks that say nothing.
-    said = "".join(filter(str.isalnum, (prompt_text or "") + processor.normalize(text)))
-    assert "".join(filter(str.isalnum, "".join(parts))) == said
+    assert all(part.startswith(prompt_text or "") for part in parts)
+    own = [part.removeprefix(prompt_text or "") for part in parts]
+    assert "".join(filter(str.isalnum, "".join(own))) == "".join(filter(str.isalnum, processor.normalize(text)))
     num_positions, max_part_seconds = limits
     for number, part in enumerate(parts):
-        frames = num_prompt_frames if number == 0 else 0
+        frames = num_prompt_frames if number == 0 or prompt_text else 0
         # Marks that go to the word before them do not count.
         num_marks = sum(character in ".,;:!?" for character in part)
         assert processor.estimate_num_positions(part, frames) - 7 * num_marks <= num_positions
-        if max_part_seconds is not None and (number > 0 or prompt_text is None):
-            assert (len(part.encode()) - num_marks) / TEXT_BYTES_PER_SECOND <= max_part_seconds
+        if max_part_seconds is not None:
+            assert (len(own[number].encode()) - num_marks) / TEXT_BYTES_PER_SECOND <= max_part_seconds
 
 
-def test_parts_are_whole_sentences_up_to_the_limit():
+def test_parts_are_whole_sentences():
     processor = load_processor(max_part_seconds=6.0)
-    text = "The dog barked all night. She opened the window and looked at the garden. It was late. Nobody wanted to leave."
+    text = "It was late. The dog barked all night. She opened the window and looked at the garden. No. Nobody left."
     assert processor.split_text(text) == [
-        "The dog barked all night. She opened the window and looked at the garden.",
-        " It was late. Nobody wanted to leave.",
+        "It was late. The dog barked all night.",
+        " She opened the window and looked at the garden.",
+        " No. Nobody left.",
     ]
 
 
@@ -322,16 +324,24 @@ def test_the_first_part_starts_before_its_sentence_ends():
     source = SledTextSource(load_processor(max_part_seconds=6.0))
     source.push("The dog bar")
     assert source.parts[0].ids == encode_text(source_tokenizer := load_processor().tokenizer, "The dog")[:-1]
-    # What comes after the sentence may belong to the next part.
-    source.push("ked all night. She opened the window and")
-    assert source.parts[0].ids == encode_text(source_tokenizer, "The dog barked all night.")[:-1]
-    source.push(" looked at the garden. ")
-    source.push("No ")
+    # Nothing that has arrived as a whole word waits.
+    source.push("ked all night and")
+    assert source.parts[0].ids == encode_text(source_tokenizer, "The dog barked all night")[:-1]
+    source.push(" slept at noon. ")
     assert not source.parts[0].is_complete
-    source.push("one saw her. ")
+    # A part that is primed with the one before it comes as a whole.
+    source.push("No one saw it ")
     assert source.parts[0].is_complete and len(source.parts) == 1
     source.finish()
     assert [part.is_complete for part in source.parts] == [True, True]
+
+
+def test_later_parts_start_early_where_each_begins_with_the_voice_prompt():
+    processor = load_processor(max_part_seconds=3.0)
+    source = SledTextSource(processor, "Two plus two.", 30)
+    source.push("The dog barked all night. She opened the win")
+    assert [part.is_complete for part in source.parts] == [True, False]
+    assert source.parts[1].ids == encode_text(processor.tokenizer, "Two plus two. She opened the")[:-1]
 
 
 def test_a_prompt_without_room_is_refused():

@@ -10,7 +10,7 @@ import logging
 
 from transformers import AutoTokenizer, EncodecModel
 
-from transformers_sled.training import align_text, load_source
+from transformers_sled.training import align_text, load_source, run_command
 
 
 def main() -> None:
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -14,7 +14,7 @@ from transformers import EncodecModel
 
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
 from transformers_sled.audio_sled import read_audio
-from transformers_sled.training import change_codec, load_source
+from transformers_sled.training import change_codec, load_source, run_command
 
 
 def main() -> None:
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

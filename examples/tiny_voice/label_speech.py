@@ -9,7 +9,7 @@ Needs the program espeak-ng, which turns text into phonemes, and the package `py
 import argparse
 import logging
 
-from transformers_sled.training import label_speech, load_source
+from transformers_sled.training import label_speech, load_source, run_command
 
 
 def main() -> None:
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

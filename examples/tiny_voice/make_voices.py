@@ -20,6 +20,7 @@ from transformers import AutoModelForTextToWaveform, AutoProcessor
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from transformers_sled.audio_sled import read_audio
+from transformers_sled.training import run_command
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "evaluation" / "metrics" / "speaker_similarity"))
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTextToWaveform, AutoProcessor
 
-import transformers_sled  # noqa: F401  (registers SLED with the Auto classes)
+from transformers_sled.training import run_command
 
 
 def main() -> None:
@@ -19,14 +19,24 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="checkpoint: Hub repository or folder")
     parser.add_argument("--codec", help="codec to package instead of the checkpoint's: repository or folder")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder to write; a model card there is kept")
+    parser.add_argument(
+        "--offline", action="store_true", help="package an interleaved model that has learned both layouts as offline"
+    )
     parser.add_argument("--temperature", type=float, help="scale of the noise in its generation configuration")
     arguments = parser.parse_args()
 
     model = AutoModelForTextToWaveform.from_pretrained(arguments.model, codec=arguments.codec, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(arguments.model)
+    if arguments.offline:
+        model.config.update({"text_chunk_size": None, "speech_chunk_size": None})
+        # The end of speech has another threshold where it is not asked at every frame.
+        model.generation_config.eos_threshold = None
+        model.fill_generation_config()
+        processor.tokenizer.padding_side = "left"
     if arguments.temperature is not None:
         model.generation_config.temperature = arguments.temperature
     model.save_pretrained(arguments.output_dir)
-    AutoProcessor.from_pretrained(arguments.model).save_pretrained(arguments.output_dir)
+    processor.save_pretrained(arguments.output_dir)
     for file in arguments.output_dir.glob("*.safetensors"):
         weights = {
             name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
@@ -39,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

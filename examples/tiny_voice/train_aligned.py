@@ -22,6 +22,7 @@ from transformers_sled.training import (
     load_model,
     load_splits,
     parse_recipe,
+    run_command,
 )
 
 
@@ -48,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

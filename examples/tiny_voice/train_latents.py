@@ -23,6 +23,7 @@ from transformers_sled.training import (
     create_codec,
     load_labelled_data,
     parse_recipe,
+    run_command,
 )
 
 
@@ -40,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -9,6 +9,7 @@ from .generation_sled import SledAudioStreamer, SledGenerateOutput, SledGenerati
 from .modeling_sled import SledForSpeechSynthesis, SledGenerativeHead, SledModel, SledOutput, SledPromptOutput
 from .pipeline_sled import SledTextToAudioPipeline
 from .processing_sled import SledProcessor
+from .quantization_sled import SledInt4Config
 from .serving_sled import SledStream, SledStreamServer
 from .text_sled import SledIncrementalTokenizer
 from .training.collator import SledDataCollator
@@ -36,6 +37,7 @@ __all__ = [
     "SledGenerationMixin",
     "SledGenerativeHead",
     "SledIncrementalTokenizer",
+    "SledInt4Config",
     "SledModel",
     "SledOutput",
     "SledProcessor",

@@ -11,9 +11,11 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import align_module_device
@@ -30,6 +32,8 @@ from transformers.models.encodec.modeling_encodec import (
     EncodecResnetBlock,
 )
 from transformers.utils import CONFIG_NAME
+
+from .pauses_sled import SledPauseLimiter
 
 
 # A layer takes (batch, time, channels) and the state of the signal, which it updates, and returns the same layout.
@@ -281,9 +285,11 @@ class _CausalConvTranspose:
 
     def __init__(self, weight: Tensor, bias: Tensor, state: list[Tensor], stride: int):
         self.out_channels = weight.shape[1]
-        # (stride, out_channels, taps, in_channels); the latest input meets the first part of the kernel.
-        taps = torch.stack([part.permute(2, 1, 0) for part in reversed(weight.split(stride, dim=2))], dim=2)
-        self.conv = _CausalConv(taps.flatten(0, 1), bias.repeat(stride), state, stride=1, dilation=1, reflect=False)
+        # A transposed matrix is copied several times as fast as more permuted dimensions are.
+        kernel = weight.flatten(1).t().contiguous().view(self.out_channels, -1, stride, weight.shape[0])
+        # (stride * out_channels, taps, in_channels); the latest input meets the first part of the kernel.
+        taps = kernel.flip(1).permute(2, 0, 1, 3).flatten(0, 1)
+        self.conv = _CausalConv(taps, bias.repeat(stride), state, stride=1, dilation=1, reflect=False)
 
     def __call__(self, hidden_states: Tensor, state: list[Tensor]) -> Tensor:
         return self.conv(hidden_states, state).view(hidden_states.shape[0], -1, self.out_channels)
@@ -443,6 +449,46 @@ class _Network:
         return outputs
 
 
+@dataclass
+class _SharedWeight:
+    """What a weight was when a decoder was made of it. Its values are held, so that no others come to their address."""
+
+    parameter: Tensor
+    values: Tensor
+    version: int
+
+    def is_still(self, parameter: Tensor) -> bool:
+        return (
+            parameter is self.parameter
+            and parameter.data_ptr() == self.values.data_ptr()
+            and parameter._version == self.version
+        )
+
+
+class _SharedDecoders:
+    """The decoders of codecs, made anew after their weights have changed: preparing them takes as long as some frames."""
+
+    def __init__(self) -> None:
+        self._networks: WeakKeyDictionary[nn.Module, tuple[list[_SharedWeight], _Network]] = WeakKeyDictionary()
+
+    def get(self, codec: EncodecModel) -> _Network:
+        parameters = list(codec.decoder.parameters())
+        if any(parameter.is_meta or parameter.is_inference() for parameter in parameters):
+            # Weights that are elsewhere between calls are not to stay, and those of inference mode count no changes.
+            return _Network(codec.decoder, 1)
+        if codec.decoder in self._networks:
+            weights, network = self._networks[codec.decoder]
+            if len(weights) == len(parameters) and all(map(_SharedWeight.is_still, weights, parameters)):
+                return network
+        weights = [_SharedWeight(parameter, parameter.detach(), parameter._version) for parameter in parameters]
+        network = _Network(codec.decoder, 1)
+        self._networks[codec.decoder] = (weights, network)
+        return network
+
+
+_decoders = _SharedDecoders()
+
+
 def encode_codes(codec: EncodecModel, waveforms: Sequence[Tensor], bandwidth: float) -> list[Tensor]:
     """
     Turns waveforms of any lengths into codes. Each gets the codes that it would get alone.
@@ -565,7 +611,7 @@ def decode_latents(codec: EncodecModel, latents: Sequence[Tensor]) -> list[Tenso
             raise ValueError(
                 f"`latents` must hold floating tensors of shape (frames, {width}), got {_describe_tensor(row)}."
             )
-    return [waveform[:, 0] for waveform in _Network(codec.decoder, 1).run_rows([row.detach() for row in latents])]
+    return [waveform[:, 0] for waveform in _decoders.get(codec).run_rows([row.detach() for row in latents])]
 
 
 class SledStreamingDecoder:
@@ -619,7 +665,7 @@ class SledStreamingDecoder:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be an integer of at least 1, got {batch_size!r}.")
         self.codec = codec
-        self._network = _Network(codec.decoder, 1)
+        self._network = _decoders.get(codec)
         self._state = self._network.get_initial_state(batch_size)
         self._held = self._state[0].new_zeros(batch_size, 0, codec.config.hidden_size)
         self._is_started = self._is_finished = False
@@ -763,7 +809,8 @@ class SledAudioChunker:
     r"""
     Decides when to decode and what to hand out: latents in, in any portions, waveforms out. The first waveform comes
     with the first frames that the decoder can turn into audio, and then one for every `chunk_duration` seconds of audio.
-    The sizes depend on the number of frames alone, not on the portions in which they come.
+    The sizes do not depend on the portions in which the frames come. Quiet that may be left out between two parts of a
+    text is handed out once it is known whether it is.
 
     Args:
         codec ([`~transformers.EncodecModel`] or [`SledStreamingDecoder`]):
@@ -803,10 +850,11 @@ class SledAudioChunker:
         self.hop_length = codec_config.hop_length
         self.chunk_frames = max(1, round(chunk_duration * codec_config.sampling_rate / self.hop_length))
         self._pending = self.decoder._held[:, :0]
-        self._has_speech = False
         self._is_first = True
         # Samples of the prompt that the decoder has yet to return.
         self._prompt_samples = 0
+        self._num_frames = 0
+        self._pauses = SledPauseLimiter(self.hop_length, codec_config.sampling_rate)
 
     @property
     def _next_frames(self) -> int:
@@ -832,16 +880,16 @@ class SledAudioChunker:
         """
         latents = self.decoder._prepare(latents)
         if is_prompt:
-            if self._has_speech:
+            if self._num_frames > 0:
                 raise ValueError("`is_prompt` must be False once speech has been pushed, got True.")
             self._prompt_samples += latents.shape[1] * self.hop_length
-            return self._cut_prompt(self.decoder.decode(latents))
-        self._has_speech = self._has_speech or latents.shape[1] > 0
+            return self._cut(self.decoder.decode(latents))
+        self._num_frames += latents.shape[1]
         self._pending = torch.cat([self._pending, latents], dim=1)
         waveforms: list[Tensor] = []
         while self._pending.shape[1] >= (frames := self._next_frames):
             block, self._pending = self._pending[:, :frames], self._pending[:, frames:]
-            waveforms += self._cut_prompt(self.decoder.decode(block))
+            waveforms += self._cut(self.decoder.decode(block))
             self._is_first = False
         return waveforms
 
@@ -858,12 +906,19 @@ class SledAudioChunker:
         """
         waveform = torch.cat([self.decoder.decode(self._pending), self.decoder.finish()], dim=1)
         self._pending = self._pending[:, :0]
-        return self._cut_prompt(waveform)
+        waveform = torch.cat([*self._cut(waveform), self._pauses.finish()])
+        return [waveform] if len(waveform) > 0 else []
 
-    def _cut_prompt(self, waveform: Tensor) -> list[Tensor]:
+    def end_part(self) -> None:
+        """Says that the frames so far are a part of the text that another may follow: long quiet between is shortened."""
+        self._pauses.end_part(self._num_frames)
+
+    def _cut(self, waveform: Tensor) -> list[Tensor]:
+        """What is heard of decoded audio (1, num_samples)."""
         samples = min(self._prompt_samples, waveform.shape[1])
         self._prompt_samples -= samples
-        return [waveform[0, samples:].cpu()] if samples < waveform.shape[1] else []
+        heard = self._pauses.push(waveform[0, samples:].cpu())
+        return [heard] if len(heard) > 0 else []
 
 
 __all__ = [

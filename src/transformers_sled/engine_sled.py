@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .modeling_sled import SledForSpeechSynthesis
 
 # Speech that is still going on after this much time is taken for a model that missed the end.
-MAX_SECONDS_PER_TOKEN = 1.0
+MAX_SECONDS_PER_TOKEN = 0.5
 MAX_EXTRA_SECONDS = 2.0
 
 # Sequences are read in one batch if padding them to its longest adds no more than this share.
@@ -108,6 +108,8 @@ class SledRow:
             Number of frames at which it ends. By default a budget follows from the text.
         num_earlier_frames (`int`, *optional*, defaults to 0):
             Number of frames of the parts before it, which stopping criteria count.
+        num_prompt_tokens (`int`, *optional*, defaults to 0):
+            Number of its tokens, the first ones, that say what `prompt` says.
     """
 
     part: SledTextPart
@@ -120,6 +122,7 @@ class SledRow:
     min_frames: int = 0
     max_frames: int | None = None
     num_earlier_frames: int = 0
+    num_prompt_tokens: int = 0
 
     # Sits out, although its text has arrived.
     is_paused: bool = field(default=False, init=False)
@@ -604,7 +607,7 @@ class SledEngine:
             return min(limit, row.max_frames)
         if not row.part.is_complete:
             return limit
-        return min(limit, max(row.min_frames, get_frame_budget(self.model, row.num_tokens)))
+        return min(limit, max(row.min_frames, get_frame_budget(self.model, row.num_tokens - row.num_prompt_tokens)))
 
     # Weights that are sharded
 
@@ -631,7 +634,7 @@ def get_frame_budget(model: "SledForSpeechSynthesis", num_tokens: int) -> int:
         model ([`SledForSpeechSynthesis`]):
             The model.
         num_tokens (`int`):
-            Number of text tokens.
+            Number of text tokens, without those that a voice prompt says.
 
     Returns:
         `int`: the number of frames.

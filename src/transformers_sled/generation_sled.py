@@ -36,6 +36,7 @@ from transformers.utils import logging
 
 from .codec_sled import SledAudioChunker, decode_latents
 from .engine_sled import SledEngine, SledFrame, SledNoise, SledRow, get_frame_budget
+from .pauses_sled import limit_pauses
 from .text_sled import SledTextPart, SledTextSource
 
 
@@ -139,7 +140,8 @@ class SledGenerateOutput(ModelOutput):
         eos_logits (`torch.FloatTensor` of shape `(batch_size, num_frames)`):
             End-of-speech logit of every generated frame, zero after the end.
         latents_mask (`torch.LongTensor` of shape `(batch_size, num_frames)`):
-            1 for frames that are heard, 0 for the ones that signal an end and for padding.
+            1 for frames that are heard, 0 for the ones that signal an end, for quiet that is left out between two parts of
+            a text, and for padding.
     """
 
     audio: list[torch.Tensor] | None = None
@@ -230,6 +232,12 @@ class SledAudioStreamer(BaseStreamer):
         for waveform in chunker.push(value, is_prompt):
             self._queue.put(waveform)
 
+    def end_part(self) -> None:
+        """Called by `generate` after a part of the text, to which another may follow."""
+        chunker = self._chunker
+        if chunker is not None:
+            chunker.end_part()
+
     def end(self, error: BaseException | None = None) -> None:
         r"""
         Called by `generate` when the speech is complete, or when it has failed.
@@ -289,10 +297,16 @@ class _AudioIterator:
 
 
 class SledParts(Protocol):
-    """Parts of a text, and whether there are no more to come: a [`SledTextSource`], or [`SledKnownParts`]."""
+    """
+    Parts of a text, whether there are no more to come, and how many tokens at the start of each say what the voice prompt
+    says: a [`SledTextSource`], or [`SledKnownParts`].
+    """
 
     parts: list[SledTextPart]
     is_finished: bool
+
+    @property
+    def num_prompt_tokens(self) -> int: ...
 
 
 @dataclass
@@ -301,11 +315,13 @@ class SledKnownParts:
 
     parts: list[SledTextPart]
     is_finished: bool = True
+    num_prompt_tokens: int = 0
 
 
 class SledUtterance:
     """
-    What is said for one text: its parts in turn, each primed with the whole part before it, so that the voice stays.
+    What is said for one text: its parts in turn. So that the voice stays, each goes on from the voice prompt, if it begins
+    with what that says, and else from the whole part before it.
 
     Args:
         model ([`SledForSpeechSynthesis`]):
@@ -388,15 +404,16 @@ class SledUtterance:
             self._get_min_frames(part, primed_ids, prompt),
             max_frames,
             self.num_frames,
+            len(primed_ids) or self.text.num_prompt_tokens,
         )
         engine.join(self.row)
 
     def _prime(self, part: SledTextPart) -> tuple[list[int], torch.Tensor | None]:
         """
-        The ids and frames that a part is primed with: the whole part before it, which is left out where it was silent or
-        leaves too little room.
+        The ids and frames that a part is primed with: the voice prompt, or the whole part before it, which is left out where
+        it was silent or leaves too little room.
         """
-        if self.num_parts_said == 0:
+        if self.num_parts_said == 0 or self.text.num_prompt_tokens > 0:
             return [], self.prompt
         previous_ids = self.text.parts[self.num_parts_said - 1].ids
         previous_frames = self._previous_frames
@@ -475,16 +492,18 @@ class _Recording:
         self.latents: list[torch.Tensor] = []
         self.eos_logits: list[torch.Tensor] = []
         self.is_heard: list[bool] = []
-        self._num_pieces = 0
+        # Number of heard frames up to the end of each part.
+        self.part_ends: list[int] = []
 
     def add(self, frame: SledFrame, ends_part: bool) -> None:
         self.latents.append(frame.latents[None])
         self.eos_logits.append(frame.eos_logit[None])
         self.is_heard.append(frame.is_heard)
         if ends_part:
+            num_pieces = len(self.part_ends)
             for pieces in (self.latents, self.eos_logits):
-                pieces[self._num_pieces :] = [torch.cat(pieces[self._num_pieces :])]
-            self._num_pieces += 1
+                pieces[num_pieces:] = [torch.cat(pieces[num_pieces:])]
+            self.part_ends.append(sum(self.is_heard))
 
 
 class SledGenerationMixin(GenerationMixin):
@@ -502,6 +521,7 @@ class SledGenerationMixin(GenerationMixin):
         prompt_values_mask: torch.Tensor | None = None,
         prompt_latents: torch.FloatTensor | None = None,
         prompt_latents_mask: torch.Tensor | None = None,
+        num_prompt_tokens: torch.Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         generation_config: GenerationConfig | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
@@ -515,7 +535,7 @@ class SledGenerationMixin(GenerationMixin):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, num_tokens)`):
                 Text token ids from [`SledProcessor`]. A row may hold several parts of a long text, each with its own
-                start and end token: they are spoken in turn, each primed with the part before it.
+                start and end token: they are spoken in turn.
             attention_mask (`torch.LongTensor` of shape `(batch_size, num_tokens)`, *optional*):
                 1 for a token, 0 for padding on either side.
             prompt_values (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`, *optional*):
@@ -527,6 +547,10 @@ class SledGenerationMixin(GenerationMixin):
                 Voice prompts from [`~SledForSpeechSynthesis.encode_prompt`], instead of `prompt_values`.
             prompt_latents_mask (`torch.LongTensor` of shape `(batch_size, num_frames)`, *optional*):
                 1 for a frame, 0 for padding.
+            num_prompt_tokens (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Number of tokens at the start of every part of a row that say what its voice prompt says, so that each part
+                goes on from the prompt. By default only the first part does, and a later one is primed with the part
+                before it.
             generator (`torch.Generator` or a list of them, *optional*):
                 Source of the noise. One generator draws for the whole batch. A list has one for each row (and each of its
                 `num_return_sequences`), which draws for that row alone, so that a row does not depend on the others.
@@ -570,20 +594,30 @@ class SledGenerationMixin(GenerationMixin):
                 len(texts), prompt_values, prompt_values_mask, prompt_latents, prompt_latents_mask
             )
             copies = config.num_return_sequences or 1
+            prompt_token_counts = _get_counts(num_prompt_tokens, texts)
             texts = [parts for parts in texts for _ in range(copies)]
             prompts = [prompt for prompt in prompts for _ in range(copies)]
+            prompt_token_counts = [count for count in prompt_token_counts for _ in range(copies)]
             noises = get_noises(self, config, generator, len(texts))
             if streamer is not None and len(texts) > 1:
                 raise ValueError(f"`streamer` takes a single row, but there are {len(texts)}.")
-            for parts, prompt in zip(texts, prompts, strict=True):
+            for parts, prompt, count in zip(texts, prompts, prompt_token_counts, strict=True):
+                if count > 0 and prompt is None:
+                    raise ValueError("`num_prompt_tokens` needs a voice prompt, `prompt_values` or `prompt_latents`.")
                 for index, part in enumerate(parts):
-                    self._check_fits(config, len(part), 0 if index > 0 or prompt is None else len(prompt))
+                    is_prompted = index == 0 or count > 0
+                    self._check_fits(config, len(part), len(prompt) if prompt is not None and is_prompted else 0)
             criteria = get_criteria(config, stopping_criteria)
             utterances = [
                 SledUtterance(
-                    self, SledKnownParts([SledTextPart(ids) for ids in parts]), prompt, config, *noise, criteria
+                    self,
+                    SledKnownParts([SledTextPart(ids) for ids in parts], num_prompt_tokens=count),
+                    prompt,
+                    config,
+                    *noise,
+                    criteria,
                 )
-                for parts, prompt, noise in zip(texts, prompts, noises, strict=True)
+                for parts, count, prompt, noise in zip(texts, prompt_token_counts, prompts, noises, strict=True)
             ]
             recordings = self._record(utterances, config, streamer, _is_synced(self, synced_gpus))
             if streamer is not None:
@@ -722,6 +756,8 @@ class SledGenerationMixin(GenerationMixin):
                 recordings[speaking[row]].add(frame, row.has_ended)
                 if streamer is not None and frame.is_heard:
                     streamer.put(frame.latents[None, None])
+                if streamer is not None and row.has_ended:
+                    streamer.end_part()
             if streamer is not None and streamer.closed:
                 break
         engine.run_idle_steps()
@@ -747,9 +783,19 @@ class SledGenerationMixin(GenerationMixin):
             sequences.append(sequence if prompt is None else torch.cat([prompt, sequence]))
         codec = self.get_codec()
         audio = []
-        for waveform, prompt in zip(decode_latents(codec, sequences), prompts, strict=True):
-            # A copy, because a view would keep the prompt's audio in memory.
-            audio.append(waveform if prompt is None else waveform[len(prompt) * codec.config.hop_length :].clone())
+        decoded = zip(recordings, decode_latents(codec, sequences), prompts, strict=True)
+        for row, (recording, waveform, prompt) in enumerate(decoded):
+            if prompt is not None:
+                waveform = waveform[len(prompt) * codec.config.hop_length :]
+            if len(recording.part_ends) > 1:
+                waveform, dropped_frames = limit_pauses(
+                    waveform, recording.part_ends, codec.config.hop_length, codec.config.sampling_rate
+                )
+                mask[row, mask[row].nonzero()[dropped_frames]] = 0
+            elif prompt is not None:
+                # A copy, because a view would keep the prompt's audio in memory.
+                waveform = waveform.clone()
+            audio.append(waveform)
         return SledGenerateOutput(audio=audio, latents=latents, eos_logits=eos_logits, latents_mask=mask)
 
     def _get_texts(
@@ -950,7 +996,8 @@ class SledStreamRequest:
         source = SledTextSource(processor, voice.get("prompt_text"), num_prompt_frames, model.config.is_interleaved)
         if self.text is not None:
             for ids in model._get_texts(inputs["input_ids"], inputs["attention_mask"], self.config)[0]:
-                model._check_fits(self.config, len(ids), 0 if source.parts else num_prompt_frames)
+                is_prompted = not source.parts or source.num_prompt_tokens > 0
+                model._check_fits(self.config, len(ids), num_prompt_frames if is_prompted else 0)
                 source.parts.append(SledTextPart(ids))
             source.is_finished = True
         return SledUtterance(model, source, prompt, self.config, *self.noise, self.criteria), source
@@ -1160,9 +1207,28 @@ def _count_positions(model: "SledForSpeechSynthesis", config: GenerationConfig, 
     parts = utterance.text.parts
     if len(parts) != 1 or not parts[0].is_complete or not utterance.text.is_finished:
         return num_positions
-    num_frames = max(get_frame_budget(model, len(parts[0].ids)), config.min_new_tokens or 0)
+    num_tokens = len(parts[0].ids) - utterance.text.num_prompt_tokens
+    num_frames = max(get_frame_budget(model, num_tokens), config.min_new_tokens or 0)
     num_prompt_frames = 0 if utterance.prompt is None else len(utterance.prompt)
     return min(num_positions, len(parts[0].ids) + num_prompt_frames + (config.max_new_tokens or num_frames))
+
+
+def _get_counts(values: object, texts: list[list[list[int]]]) -> list[int]:
+    """`num_prompt_tokens` of every row."""
+    if values is None:
+        return [0] * len(texts)
+    if not isinstance(values, torch.Tensor) or values.shape != (len(texts),) or values.is_floating_point():
+        found = (
+            f"{values.dtype} of {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        )
+        raise ValueError(f"`num_prompt_tokens` must be {len(texts)} integers, one for each row, got {found}.")
+    counts = values.tolist()
+    for parts, count in zip(texts, counts, strict=True):
+        if not 0 <= count < min(map(len, parts)):
+            raise ValueError(
+                f"`num_prompt_tokens` must be at least 0 and less than the tokens of each part of `input_ids`, got {count}."
+            )
+    return counts
 
 
 def _is_synced(model: "SledForSpeechSynthesis", synced_gpus: bool | None) -> bool:
@@ -1204,9 +1270,11 @@ def _run_stream(utterance: SledUtterance, chunker: SledAudioChunker, engine: Sle
         if utterance.needs_text(engine):
             yield NEEDS_TEXT
             continue
-        for _, frame in engine.step():
+        for row, frame in engine.step():
             utterance.take(frame)
             waveforms = chunker.push(frame.latents[None, None]) if frame.is_heard else []
+            if row.has_ended:
+                chunker.end_part()
             yield from waveforms or (WORKING,)
     yield from chunker.finish()
 

@@ -130,7 +130,8 @@ class SledLinear(nn.Linear):
             return super().forward(input)
         columns = input.flatten(0, -2).t()
         product = weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], weight, columns)
-        return product.t().contiguous().view(*input.shape[:-1], self.out_features)
+        # A view, which the next layer takes as it is.
+        return product.t().view(*input.shape[:-1], self.out_features)
 
 
 class SledAttention(LlamaAttention):
@@ -166,7 +167,10 @@ class SledAttention(LlamaAttention):
         """The base class's forward with queries, keys and values, and so the cache, in float32."""
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
-            projection(hidden_states).view(shape).transpose(1, 2).float()
+            projection(hidden_states)
+            .to(torch.float32, memory_format=torch.contiguous_format)
+            .view(shape)
+            .transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)

@@ -279,6 +279,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             "prompt_values_mask",
             "prompt_latents",
             "prompt_latents_mask",
+            "num_prompt_tokens",
         ]
 
     def __call__(
@@ -304,13 +305,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
 
         Args:
             text (`str` or a sequence of them):
-                Text to speak. Text that is too long for the model is split into parts of whole sentences, which follow
-                each other in a row of `input_ids`, each with its own start and end token.
+                Text to speak. Text that is too long to be spoken in one go is split into parts, which follow each other in
+                a row of `input_ids`, each with its own start and end token.
             audio (an audio or a sequence of them, *optional*):
                 Speech that says the text, for training: one for each text.
             prompt_text (`str` or a sequence of them, *optional*):
-                What the voice prompt says. It is put before the text. Without it, the text is taken to start with what
-                the prompt says.
+                What the voice prompt says. It is put before every part of the text. Without it, the text is taken to
+                start with what the prompt says.
             prompt_audio (an audio or a sequence of them, *optional*):
                 Voice prompts: one for all texts, or one for each.
             prompt_latents (`torch.FloatTensor` of shape `(batch_size, num_frames, latent_dim)`, *optional*):
@@ -338,6 +339,8 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
               (`torch.LongTensor` of shape `(batch_size, num_samples)`) for a voice prompt given as audio, completed with
               silence to whole frames
             - **prompt_latents**, **prompt_latents_mask** for one given as latents
+            - **num_prompt_tokens** (`torch.LongTensor` of shape `(batch_size,)`) with `prompt_text`: how many tokens of every
+              part of a text say it
             - **input_values** (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`), **padding_mask**
               (`torch.LongTensor` of shape `(batch_size, num_samples)`) for training audio
 
@@ -388,6 +391,8 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             for one, before, num_frames in zip(texts, prompt_texts, num_prompt_frames, strict=True):
                 parts = self.split_text(one, num_frames, before or None)
                 rows.append([token for part in parts for token in encode_text(self.tokenizer, part)])
+            if any(prompt_texts):
+                data["num_prompt_tokens"] = torch.tensor([self.count_prompt_tokens(before) for before in prompt_texts])
         if not _is_padding(padding) and len({len(row) for row in rows}) > 1:
             raise ValueError(f"`padding` is {padding!r}, but the texts are of {len(rows)} lengths: set it to True.")
         encoded = self.tokenizer.pad({"input_ids": rows}, return_attention_mask=True, return_tensors="pt")
@@ -510,6 +515,20 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         reader = self.get_reader()
         return reader.push(check_text("text", text)) + reader.finish()
 
+    def count_prompt_tokens(self, prompt_text: str) -> int:
+        """
+        Counts the tokens that a transcript takes at the start of a text.
+
+        Args:
+            prompt_text (`str`):
+                What a voice prompt says.
+
+        Returns:
+            `int`: their number, special tokens left out.
+        """
+        words = "".join(self.get_words(prompt_text))
+        return len(encode_text(self.tokenizer, words, add_special_tokens=False))
+
     def normalize(self, text: str) -> str:
         """
         Shows what of a text will be read: without what no voice should read, and with numbers and the like written out if
@@ -537,17 +556,17 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
 
     def split_text(self, text: str, num_prompt_frames: int = 0, prompt_text: str | None = None) -> list[str]:
         """
-        Splits a text into parts, each of which is spoken in one go: as many whole sentences as fit `max_part_seconds` and
-        the model's positions. A sentence that alone is too long is cut after a clause, else after a word, else anywhere. A
-        blank line ends a part. Text that is still being written has the same parts.
+        Splits a text into parts, each of which is spoken in one go, of at most `max_part_seconds`, or of what fits the
+        model's positions. A part ends after a sentence, or where a sentence alone is too long after a clause, else after a
+        word, else anywhere. A blank line ends a part. Text that is still being written has the same parts.
 
         Args:
             text (`str`):
                 The text.
             num_prompt_frames (`int`, *optional*, defaults to 0):
-                Length in frames of the voice prompt, which is part of the first part.
+                Length in frames of the voice prompt.
             prompt_text (`str`, *optional*):
-                What the voice prompt says, if `text` does not start with it. It begins the first part.
+                What the voice prompt says, if `text` does not start with it. It begins every part.
 
         Returns:
             `list[str]`: the parts. A space between two starts the later one, where a byte-level tokenizer makes it part of

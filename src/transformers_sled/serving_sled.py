@@ -499,7 +499,7 @@ class SledStreamServer:
                 if self._engine.can_step:
                     has_worked = True
                     for row, frame in self._engine.step():
-                        self._take_frame(speaking[row], frame, deliver)
+                        self._take_frame(speaking[row], frame, row.has_ended, deliver)
                 return has_worked
             except BaseException as error:
                 self._end_all(error)
@@ -553,12 +553,14 @@ class SledStreamServer:
                 channel.pull(channel.pieces)
         return has_worked
 
-    def _take_frame(self, speech: _Speech, frame: SledFrame, deliver: _Deliver) -> None:
+    def _take_frame(self, speech: _Speech, frame: SledFrame, ends_part: bool, deliver: _Deliver) -> None:
         utterance = speech.utterance
         utterance.take(frame)
         if frame.is_heard:
             for waveform in speech.chunker.push(frame.latents[None, None]):
                 deliver(speech, waveform)
+        if ends_part:
+            speech.chunker.end_part()
         # In the step that made the last frame, so that the place is free for the next.
         utterance.join(self._engine)
         if utterance.is_finished:

@@ -30,9 +30,10 @@ TEXT_BYTES_PER_SECOND = 14.0
 # A source that goes on beyond this many characters, or empty pieces, before there is anything to speak is taken for endless.
 MAX_WAITING_CHARACTERS = 1_000_000
 
-# Share of the longest part that must be there before a part ends after a sentence, or inside one after a clause. What is
-# spoken while text still arrives starts with that much at once.
-MIN_SENTENCE_SHARE, MIN_CLAUSE_SHARE = 1 / 6, 1 / 3
+# Shares of the longest part that must be there before a part ends after a sentence, or inside one after a clause. Where
+# the voice has learned no more, little is better; where the positions alone limit it, much is.
+MIN_SHARES_OF_SECONDS = 1 / 4, 1 / 2
+MIN_SHARES_OF_POSITIONS = 1 / 2, 3 / 4
 
 # Words that begin a clause, where a sentence that is too long may be cut.
 CONJUNCTIONS = {
@@ -889,20 +890,20 @@ def is_sentence_end(sentence: str, next_word: str, language: str) -> bool:
 
 class SledPartSplitter:
     r"""
-    Decides what is a part of a text: what is spoken in one go. Words come one at a time and the parts do not depend on
-    how many are there yet, so that a complete text and one that is still being written have the same.
+    Decides what is a part of a text: what is spoken in one go. Words come one at a time, and a part is ended by what has
+    come so far, so that a complete text and one that is still being written have the same parts.
 
-    A part is as many whole sentences as fit its limit. A sentence that alone is too long is cut after a clause, else after
-    a word, else anywhere. A paragraph ends a part. Without `max_part_seconds` a text that fits the positions is one part,
-    and a longer one is cut into parts that leave each other room to be primed with.
+    A part ends after a sentence once it has a quarter of the length that its limit allows, after a clause once it has
+    half, and where no more fits after a word, or inside one that alone is too long. A paragraph ends a part. Without
+    `max_part_seconds` a text that fits the positions is one part, and parts of a longer one are half as full at least.
 
     Args:
         processor ([`SledProcessor`]):
             Knows the limits, the tokenizer and the language.
         prompt_words (`list[str]`, *optional*):
-            Words of what the voice prompt says, which begin the first part.
+            Words of what the voice prompt says, which begin every part.
         num_prompt_frames (`int`, *optional*, defaults to 0):
-            Length in frames of the voice prompt.
+            Length in frames of the voice prompt. Without `prompt_words` only the first part begins with it.
 
     Raises:
         `ValueError`: if the voice prompt leaves no room.
@@ -913,26 +914,29 @@ class SledPartSplitter:
     ) -> None:
         self._processor = processor
         self._num_positions = processor.max_position_embeddings
+        self._prompt_words = prompt_words or []
         self._num_prompt_frames = num_prompt_frames
         self._num_special = len(encode_text(processor.tokenizer, ""))
         self._frames_per_byte = processor.sampling_rate / processor.hop_length / TEXT_BYTES_PER_SECOND
-        # Whether no part is closed yet.
-        self.is_first = True
-        # Words of the open part, and the number of tokens and bytes up to the end of each.
-        self._words: list[str] = []
-        self._num_tokens: list[int] = []
-        self._num_bytes: list[int] = []
-        # Numbers of words after which a sentence ends, a clause ends, and a word ends that is not cut.
-        self._sentence_ends: list[int] = []
-        self._clause_ends: list[int] = []
-        self._word_ends: list[int] = []
         self._token_counts: dict[str, int] = {}
+        self._num_prompt_tokens = sum(map(self._count_tokens, self._prompt_words))
+        self._num_prompt_bytes = sum(len(word.encode()) for word in self._prompt_words)
+        # Words of the open part beside the prompt's, their tokens and bytes.
+        self._words: list[str] = []
+        self._num_tokens = self._num_bytes = 0
         # The sentence so far, to tell where it ends.
         self._sentence: list[str] = []
-        for word in prompt_words or []:
-            self._append(word)
-        self._num_prompt_words = len(self._words)
-        num_prompt_positions = self._count(len(self._words)) if num_prompt_frames > 0 else 0
+        # Parts that are one with what follows if all of it fits the positions, and the tokens and bytes in them.
+        self._may_be_one_part = processor.max_part_seconds is None
+        shares = MIN_SHARES_OF_POSITIONS if processor.max_part_seconds is None else MIN_SHARES_OF_SECONDS
+        self._sentence_share, self._clause_share = shares
+        self._held_parts: list[list[str]] = []
+        self._num_held_tokens = self._num_held_bytes = 0
+        self._is_cut_in_word = False
+        # Whether no part has ended yet, held or not, and whether none has been handed out.
+        self._is_first_part = True
+        self.is_first = True
+        num_prompt_positions = self._count(0, 0) if num_prompt_frames > 0 else 0
         num_word_positions = math.ceil(_MAX_WORD_LENGTH * (1 + self._frames_per_byte))
         if num_prompt_positions > 0 and num_prompt_positions + num_word_positions > self._num_positions:
             raise ValueError(
@@ -941,12 +945,19 @@ class SledPartSplitter:
                 "Give a shorter one."
             )
         self._num_base_positions = num_prompt_positions
-        self._limit = num_prompt_positions + (self._num_positions - num_prompt_positions) / 2
+        # Without a prompt's words, the next part is primed with this one.
+        share = 1 if self._prompt_words else 1 / 2
+        self._limit = num_prompt_positions + (self._num_positions - num_prompt_positions) * share
+
+    @property
+    def ends_with_word(self) -> bool:
+        """Whether the certain words of the open part end with a whole word (`bool`)."""
+        return not (self._held_parts and self._is_cut_in_word)
 
     @property
     def has_words(self) -> bool:
         """Whether there is an open part that says something of its own (`bool`)."""
-        return len(self._words) > self._num_prompt_words
+        return bool(self._words or self._held_parts)
 
     def push(self, words: list[str]) -> list[list[str]]:
         r"""
@@ -971,85 +982,50 @@ class SledPartSplitter:
         Returns:
             `list[list[str]]`: the remaining parts.
         """
-        if not self.has_words:
-            return []
-        parts = []
-        if not self._is_one_part():
-            while self._get_share(len(self._words)) > 1:
-                parts.append(self._take(self._find_end()))
-        parts.append(self._take(len(self._words)))
-        return parts
+        return self._end_paragraph()
 
     def get_certain_words(self) -> list[str]:
         r"""
         The words that are certain to be in the open part, whatever comes.
 
         Returns:
-            `list[str]`: the first of its words, none if it has none yet.
+            `list[str]`: the first of its words, the prompt's among them.
         """
-        num_words = len(self._words)
-        if self.has_words and self._get_share(num_words) > 1:
-            return self._words[: self._find_end()]
-        for ends, min_share in ((self._sentence_ends, MIN_SENTENCE_SHARE), (self._clause_ends, MIN_CLAUSE_SHARE)):
-            for end in reversed(ends):
-                if end < num_words and self._get_share(end) >= min_share:
-                    return self._words[:end]
-        return self._words
-
-    def ends_word(self, num_words: int) -> bool:
-        """
-        Whether the first words of the open part end with a whole word, and not inside one that was cut for its length.
-
-        Args:
-            num_words (`int`):
-                Number of words.
-
-        Returns:
-            `bool`: `True` for a whole word.
-        """
-        return num_words in self._word_ends
+        return self._prompt_words + (self._held_parts[0] if self._held_parts else self._words)
 
     def _push_word(self, word: str) -> list[list[str]]:
-        is_paragraph = word.startswith("\n")
         text = word.lstrip()
         parts: list[list[str]] = []
-        may_end = bool(self._sentence) and _ENDS_WITH_TERMINATOR.search(self._sentence[-1]) is not None
-        if self._sentence and (
-            is_paragraph or (may_end and is_sentence_end("".join(self._sentence), text, self._processor.language))
-        ):
-            self._sentence_ends.append(len(self._words))
+        if word.startswith("\n"):
             self._sentence = []
-        elif self._sentence and self._is_clause_end(self._sentence[-1], text):
-            self._clause_ends.append(len(self._words))
-        if is_paragraph and self.has_words:
-            while self._get_share(len(self._words)) > 1:
-                parts.append(self._take(self._find_end()))
-            parts.append(self._take(len(self._words)))
+            parts += self._end_paragraph()
+        elif self._sentence and is_sentence_end("".join(self._sentence), text, self._processor.language):
+            self._sentence = []
+            parts += self._end_part(self._sentence_share)
+        elif self._sentence and is_speakable(text) and self._is_clause_end(self._sentence[-1], text):
+            parts += self._end_part(self._clause_share)
         if not self._sentence and not is_speakable(text):
             # Marks that begin a sentence say nothing, and a sentence may be nothing else.
             return parts
         if self._words and not word[:1].isspace() and not is_speakable(text):
             # Marks that go to the word before them. They count for nothing, so that they are never what is too much.
-            self._append(text, is_counted=False)
+            self._words.append(text)
             self._sentence[-1] += text
-            self._word_ends[-1:] = [len(self._words)]
             return parts
-        space = "" if self.is_first and not self._words else " " if word[:1].isspace() else ""
+        is_start = self._is_first_part and not self._words and not self._prompt_words
+        space = " " if word[:1].isspace() and not is_start else ""
         self._sentence = [*self._sentence[-_SENTENCE_WINDOW:], space + text]
         step = _WORD_PIECE if len(text.encode()) > _MAX_WORD_LENGTH else len(text)
         for start in range(0, len(text), step):
-            self._append((space if start == 0 else "") + text[start : start + step])
-        self._word_ends.append(len(self._words))
-        while self._get_share(len(self._words)) > 1 and not self._is_one_part():
-            parts.append(self._take(self._find_end()))
-        return parts
-
-    def _append(self, word: str, is_counted: bool = True) -> None:
-        num_tokens = self._count_tokens(word) if is_counted else 0
-        num_bytes = len(word.encode()) if is_counted else 0
-        self._words.append(word)
-        self._num_tokens.append((self._num_tokens[-1] if self._num_tokens else 0) + num_tokens)
-        self._num_bytes.append((self._num_bytes[-1] if self._num_bytes else 0) + num_bytes)
+            piece = (space if start == 0 else "") + text[start : start + step]
+            num_tokens, num_bytes = self._count_tokens(piece), len(piece.encode())
+            if self._words and self._get_share(self._num_tokens + num_tokens, self._num_bytes + num_bytes) > 1:
+                self._is_cut_in_word = start > 0 if self._is_first_part else self._is_cut_in_word
+                parts += self._end_part(0)
+            self._words.append(piece)
+            self._num_tokens += num_tokens
+            self._num_bytes += num_bytes
+        return parts + self._hand_out()
 
     def _count_tokens(self, word: str) -> int:
         # Words come again, and a tokenizer takes its time for each.
@@ -1063,68 +1039,60 @@ class SledPartSplitter:
         conjunctions = CONJUNCTIONS.get(self._processor.language, frozenset())
         return _ENDS_WITH_PAUSE.search(word.strip()) is not None or next_word.lower() in conjunctions
 
-    def _count(self, num_words: int) -> int:
-        """Positions that the first words of the open part take with their speech, and with the voice prompt."""
-        num_tokens = self._num_tokens[num_words - 1] if num_words else 0
-        num_bytes = self._num_bytes[num_words - 1] if num_words else 0
-        num_prompt_frames = self._num_prompt_frames + 1 if self.is_first else 0
-        return self._num_special + num_tokens + max(math.ceil(num_bytes * self._frames_per_byte), num_prompt_frames)
+    def _count(self, num_tokens: int, num_bytes: int) -> int:
+        """Positions that so much text of the open part takes with its speech, and with the voice prompt."""
+        num_frames = math.ceil((self._num_prompt_bytes + num_bytes) * self._frames_per_byte)
+        if self._is_first_part or self._may_be_one_part or self._prompt_words:
+            num_frames = max(num_frames, self._num_prompt_frames + 1)
+        return self._num_special + self._num_prompt_tokens + num_tokens + num_frames
 
-    def _get_share(self, num_words: int) -> float:
-        """How much of a part's limit the first words of the open part take; more than 1 is too much."""
-        share = (self._count(num_words) - self._num_base_positions) / (self._limit - self._num_base_positions)
+    def _get_share(self, num_tokens: int, num_bytes: int) -> float:
+        """How much of a part's limit so much text takes; more than 1 is too much."""
+        num_positions = self._count(num_tokens, num_bytes) - self._num_base_positions
+        share = num_positions / (self._limit - self._num_base_positions)
         max_seconds = self._processor.max_part_seconds
-        if max_seconds is None or num_words <= self._num_prompt_words:
-            return share
-        num_prompt_bytes = self._num_bytes[self._num_prompt_words - 1] if self._num_prompt_words else 0
-        num_bytes = self._num_bytes[num_words - 1] - num_prompt_bytes
-        return max(share, num_bytes / TEXT_BYTES_PER_SECOND / max_seconds)
+        return share if max_seconds is None else max(share, num_bytes / TEXT_BYTES_PER_SECOND / max_seconds)
 
-    def _is_one_part(self) -> bool:
-        """Whether the text until now may be spoken in one go although it is longer than a part of several."""
-        return (
-            self.is_first
-            and self._processor.max_part_seconds is None
-            and self._count(len(self._words)) <= self._num_positions
-        )
+    def _end_part(self, min_share: float) -> list[list[str]]:
+        """Ends the open part if it takes so much of its limit. Returns the parts that are complete by that."""
+        if not self._words or self._get_share(self._num_tokens, self._num_bytes) < min_share:
+            return []
+        num_positions = self._count(self._num_tokens, self._num_bytes)
+        self._held_parts.append(self._words)
+        self._num_held_tokens += self._num_tokens
+        self._num_held_bytes += self._num_bytes
+        self._words = []
+        self._num_tokens = self._num_bytes = 0
+        self._is_first_part = False
+        if not self._prompt_words:
+            # Room for the next part to be primed with this one.
+            self._num_base_positions = 0
+            self._limit = min(self._num_positions / 2, self._num_positions - num_positions)
+            if self._limit < self._num_positions / 8:
+                self._limit = self._num_positions / 2
+        return self._hand_out()
 
-    def _find_end(self) -> int:
-        """Number of words with which the open part, which is too long, ends."""
-        first = self._num_prompt_words + 1
-        num_fitting = next(
-            (number - 1 for number in range(first, len(self._words) + 1) if self._get_share(number) > 1),
-            len(self._words),
-        )
-        for ends, min_share in (
-            (self._sentence_ends, MIN_SENTENCE_SHARE),
-            (self._clause_ends, MIN_CLAUSE_SHARE),
-            (self._word_ends, MIN_CLAUSE_SHARE),
-        ):
-            for end in reversed(ends):
-                if first <= end <= num_fitting and self._get_share(end) >= min_share:
-                    return end
-        if num_fitting >= first:
-            return num_fitting
-        return first
-
-    def _take(self, num_words: int) -> list[str]:
-        """Closes the open part after so many words."""
-        part, rest = self._words[:num_words], self._words[num_words:]
-        num_positions = self._count(num_words)
-        self._sentence_ends, self._clause_ends, self._word_ends = (
-            [end - num_words for end in ends if end > num_words]
-            for ends in (self._sentence_ends, self._clause_ends, self._word_ends)
-        )
-        self._words, self._num_tokens, self._num_bytes = [], [], []
+    def _hand_out(self) -> list[list[str]]:
+        """The parts that have ended, once it is certain that they are not one with what follows."""
+        if self._may_be_one_part:
+            num_tokens = self._num_held_tokens + self._num_tokens
+            self._may_be_one_part = (
+                self._count(num_tokens, self._num_held_bytes + self._num_bytes) <= self._num_positions
+            )
+        if self._may_be_one_part or not self._held_parts:
+            return []
+        parts, self._held_parts = [self._prompt_words + words for words in self._held_parts], []
         self.is_first = False
-        self._num_prompt_words = self._num_base_positions = 0
-        for word in rest:
-            self._append(word)
-        # Room for the part to be primed with this one.
-        self._limit = min(self._num_positions / 2, self._num_positions - num_positions)
-        if self._limit < self._num_positions / 8:
-            self._limit = self._num_positions / 2
-        return part
+        return parts
+
+    def _end_paragraph(self) -> list[list[str]]:
+        if self._may_be_one_part and self.has_words:
+            self._words = [word for words in (*self._held_parts, self._words) for word in words]
+            self._num_tokens += self._num_held_tokens
+            self._num_bytes += self._num_held_bytes
+            self._held_parts = []
+            self._may_be_one_part = False
+        return self._end_part(0)
 
 
 @dataclass
@@ -1165,6 +1133,7 @@ class SledTextSource:
     Attributes:
         parts (`list[SledTextPart]`): the parts so far; all but the last are complete.
         is_finished (`bool`): whether the text has ended.
+        num_prompt_tokens (`int`): number of tokens at the start of every part that say what the voice prompt says.
     """
 
     def __init__(
@@ -1180,6 +1149,7 @@ class SledTextSource:
         self._is_interleaved = is_interleaved
         self._reader = processor.get_reader()
         prompt_words = processor.get_words(prompt_text) if prompt_text is not None else []
+        self.num_prompt_tokens = processor.count_prompt_tokens(prompt_text) if prompt_text is not None else 0
         self._splitter = SledPartSplitter(processor, prompt_words, num_prompt_frames)
         self._follows_prompt = bool(prompt_words)
         # Characters, and empty pieces, since there was last something to speak.
@@ -1240,8 +1210,9 @@ class SledTextSource:
             self._follows_prompt = False
         for part in self._splitter.push(words):
             self._close(part)
-        # A later part is primed with the one before it, for which its length must be known.
-        if self._is_interleaved and self._splitter.is_first and self._splitter.has_words:
+        # A part that is primed with the one before it must be complete, because its length decides whether both fit.
+        is_started_early = self._splitter.is_first or self.num_prompt_tokens > 0
+        if self._is_interleaved and is_started_early and self._splitter.has_words:
             self._release(self._splitter.get_certain_words())
         return any(map(is_speakable, words))
 
@@ -1254,7 +1225,7 @@ class SledTextSource:
         if len(words) > self._num_released:
             self.parts[-1].ids += self._open.push("".join(words[self._num_released :]))
             self._num_released = len(words)
-            if words[-1][-1] not in _NO_SPACE_AFTER and self._splitter.ends_word(len(words)):
+            if words[-1][-1] not in _NO_SPACE_AFTER and self._splitter.ends_with_word:
                 self.parts[-1].ids += self._open.finish_word()
 
     def _close(self, words: list[str]) -> None:

@@ -1,14 +1,13 @@
-"""The small voice's own training: pairs of utterances, alignments of text and speech, and training with them."""
+"""Alignments of text and speech, training with them, another codec for a model, and what is packaged."""
 
 import json
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, EncodecFeatureExtractor, EncodecModel, set_seed
+from transformers import AutoTokenizer, EncodecModel, set_seed
 
 from example_runner import EXAMPLES, run_example
 from transformers_sled import SledForSpeechSynthesis, SledProcessor
@@ -17,19 +16,16 @@ from transformers_sled.text_sled import encode_text
 from transformers_sled.training import (
     AlignedTrainer,
     AlignmentArguments,
-    PreparationArguments,
     SledDataArguments,
     SledDataCollator,
     SledModelArguments,
     SledTrainingArguments,
     align_text,
     change_codec,
-    join_utterances,
     load_model,
     load_source,
     load_splits,
     parse_recipe,
-    prepare_dataset,
 )
 from transformers_sled.training.aligned_trainer import locate
 from transformers_sled.training.alignment import align
@@ -37,65 +33,6 @@ from transformers_sled.training.alignment import align
 
 TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "fixtures" / "golden"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Codes of 8 utterances of 40 to 54 frames by two speakers."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    rows = [
-        {
-            "id": f"u+{index}",
-            "text": ["Stop.", "Two plus two."][index % 2],
-            "speaker": "abba"[index % 4],
-            "audio": {"array": 0.1 * rng.standard_normal(320 * (40 + 2 * index)), "sampling_rate": 24000},
-        }
-        for index in range(8)
-    ]
-    codec = EncodecModel.from_pretrained(GOLDEN / "codec").eval()
-    prepare_dataset(datasets.Dataset.from_list(rows), codec, PreparationArguments(str(folder), min_duration=0.0))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """The golden offline model with its codec, without dropout."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / "offline", codec=GOLDEN / "codec")
-    for name in ("dropout", "activation_dropout", "attention_dropout", "text_dropout_prob"):
-        setattr(model.config, name, 0.0)
-    model.config.latent_noise_std = 0.25
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "offline")
-    SledProcessor(EncodecFeatureExtractor.from_pretrained(GOLDEN / "codec"), tokenizer).save_pretrained(folder)
-    return folder
-
-
-def align_data(data, checkpoint, labels=None):
-    codec = EncodecModel.from_pretrained(GOLDEN / "codec")
-    return align_text(load_source(str(data)), AutoTokenizer.from_pretrained(checkpoint), codec, labels, 2)
-
-
-@pytest.fixture(scope="module")
-def alignments(data, checkpoint, tmp_path_factory):
-    """The file that align_text.py writes for the data."""
-    output = tmp_path_factory.mktemp("alignments") / "alignments.parquet"
-    settings = {"dataset": data, "tokenizer": checkpoint, "codec": GOLDEN / "codec", "output": output}
-    run_example("tiny_voice/align_text.py", iterations=2, **settings)
-    return output
-
-
-@pytest.fixture(scope="module")
-def alignments_with_phonemes(data, checkpoint, tmp_path_factory):
-    """The same with phonemes, 60 labels a second, which change every quarter of a second."""
-    output = tmp_path_factory.mktemp("phonemes") / "alignments.parquet"
-    features = datasets.Features(
-        id=datasets.Value("string"), phonemes=datasets.Sequence(datasets.ClassLabel(names=["sil", "a", "b"]))
-    )
-    rows = [{"id": f"u+{index}", "phonemes": [(time // 15) % 3 for time in range(60)]} for index in range(8)]
-    align_data(data, checkpoint, datasets.Dataset.from_list(rows, features=features)).to_parquet(output)
-    return output
 
 
 @pytest.fixture
@@ -148,81 +85,6 @@ def train(arguments, tmp_path):
     return run
 
 
-def read_alignments(path):
-    table = datasets.Dataset.from_parquet(str(path))
-    return dict(zip(table["id"][:], table["alignment"][:], strict=True))
-
-
-@pytest.fixture
-def join(data, tmp_path):
-    def run(folder=data, output_dir=tmp_path / "joined", num_pairs=5, **changes):
-        if "alignments" in changes:
-            changes["alignments"] = load_source(str(changes["alignments"]))
-            changes["tokenizer"] = AutoTokenizer.from_pretrained(GOLDEN / "offline")
-        join_utterances(folder, output_dir, num_pairs=num_pairs, **changes)
-        return output_dir
-
-    return run
-
-
-def test_pairs_are_one_speaker_saying_one_after_the_other(data, join):
-    rows = {row["id"]: row for row in load_source(str(data))}
-    joined = list(load_source(str(join())))
-    assert joined[:8] == list(rows.values())
-    assert len({row["id"] for row in joined}) == len(joined) == 8 + 5
-    for row in joined[8:]:
-        first, second = (rows[name] for name in (row["id"][:3], row["id"][4:]))
-        assert first["id"] != second["id"]
-        assert row["speaker"] == first["speaker"] == second["speaker"]
-        assert row["text"] == f"{first['text']} {second['text']}"
-        assert row["length"] == first["length"] + second["length"]
-        assert np.array_equal(
-            row["audio_codes"], np.concatenate([first["audio_codes"], second["audio_codes"]], axis=1)
-        )
-
-
-def test_pairs_are_not_longer_than_asked_for(join):
-    joined = load_source(str(join(num_pairs=100, max_frames=94)))
-    assert len(joined) > 8 and max(joined["length"][:]) <= 94
-
-
-def test_pairs_have_alignments_and_are_trained_on(data, arguments, alignments, checkpoint, tmp_path, capsys):
-    folder = tmp_path / "joined"
-    words = ["--dataset", data, "--output-dir", folder, "--num-pairs", 5]
-    run_example("tiny_voice/join_utterances.py", *words, alignments=alignments, tokenizer=checkpoint)
-    assert capsys.readouterr().out.strip() == f"{folder}: 8 utterances and 5 pairs"
-    paths = read_alignments(folder / "alignments.parquet")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    rows = {row["id"]: row for row in load_source(str(folder))}
-    assert paths.keys() == rows.keys() and len(rows) == 8 + 5
-    for name in list(rows)[8:]:
-        first, second = name[:3], name[4:]
-        assert len(paths[name]) == rows[name]["length"]
-        assert paths[name][: len(paths[first])] == paths[first]
-        tokens, parts = encode_text(tokenizer, rows[name]["text"]), encode_text(tokenizer, rows[second]["text"])
-        # What is spoken in the last frames is counted from the end of the text.
-        assert [len(tokens) - index for index in paths[name][-len(paths[second]) :]] == [
-            len(parts) - index for index in paths[second]
-        ]
-    changes = {"dataset_name": folder, "alignments": folder / "alignments.parquet", "max_steps": 4}
-    run_example("tiny_voice/train_aligned.py", *arguments(**changes))
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_phonemes_go_with_the_alignments(data, alignments, alignments_with_phonemes, join):
-    assert read_alignments(alignments_with_phonemes) == read_alignments(alignments)
-    folder = join(alignments=alignments_with_phonemes)
-    table = datasets.Dataset.from_parquet(str(folder / "alignments.parquet"))
-    assert table.features["phonemes"].feature.names == ["sil", "a", "b"]
-    phonemes = dict(zip(table["id"][:], table["phonemes"][:], strict=True))
-    lengths = {row["id"]: row["length"] for row in load_source(str(folder))}
-    assert {name: len(row) for name, row in phonemes.items()} == lengths
-    # 75 frames a second: the middle of the 19th is nearer to the label of the first quarter of a second than to another.
-    assert phonemes["u+0"][:19] == 18 * [0] + [1]
-    for name in list(phonemes)[8:]:
-        assert phonemes[name] == phonemes[name[:3]] + phonemes[name[4:]]
-
-
 def test_phonemes_are_learned_by_a_layer_that_is_not_kept(train, alignments_with_phonemes):
     output = train(alignments=alignments_with_phonemes, max_steps=40)
     log = json.loads((output / "trainer_state.json").read_text())["log_history"]
@@ -233,8 +95,10 @@ def test_phonemes_are_learned_by_a_layer_that_is_not_kept(train, alignments_with
 
 
 def test_labels_of_other_data_are_refused(data, checkpoint):
+    labels = datasets.Dataset.from_dict({"id": ["other"], "phonemes": [[0]]})
+    codec, tokenizer = EncodecModel.from_pretrained(GOLDEN / "codec"), AutoTokenizer.from_pretrained(checkpoint)
     with pytest.raises(ValueError, match="no labels of 8 utterances"):
-        align_data(data, checkpoint, datasets.Dataset.from_dict({"id": ["other"], "phonemes": [[0]]}))
+        align_text(load_source(str(data)), tokenizer, codec, labels, 2)
 
 
 def test_a_changed_codec_with_turned_latents_changes_nothing(checkpoint):
@@ -277,21 +141,6 @@ def test_a_codec_of_another_frame_rate_is_refused(checkpoint):
         change_codec(model, codec, [])
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"max_frames": 50}, "has two utterances of 50 frames together"),
-        ({"folder": GOLDEN}, "was not written by prepare_data.py"),
-        ({"output_dir": GOLDEN}, "is already there"),
-        ({"tokenizer": "given"}, "`alignments` and `tokenizer` need each other"),
-    ],
-)
-def test_pairs_that_cannot_be_made_are_refused(join, tmp_path, changed, message):
-    with pytest.raises(ValueError, match=message):
-        join(**changed)
-    assert not (tmp_path / "joined").exists()
-
-
 def test_alignment_finds_what_was_said():
     generator = torch.Generator().manual_seed(0)
     means = 4 * torch.randn(12, 6, generator=generator)
@@ -327,7 +176,7 @@ def batch(data, checkpoint):
     return SledDataCollator(SledProcessor.from_pretrained(checkpoint))([rows[0], rows[3]])
 
 
-def test_attention_is_eager_where_nothing_is_aligned(checkpoint, batch):
+def test_attention_is_what_it_was_where_nothing_is_aligned(checkpoint, batch):
     losses = []
     for implementation in ("eager", "aligned"):
         model = SledForSpeechSynthesis.from_pretrained(checkpoint, attn_implementation=implementation).eval()
@@ -350,7 +199,7 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
         ids,
         torch.tensor([False, True]),
     )
-    attention = model(**batch, output_attentions=True).attentions[1]
+    attention = model(**batch, output_attentions=True).attentions[-1]
     for frame in range(int(num_frames[0])):
         token = int(alignment[0, frame])
         query = int(num_tokens[0]) - 1 + frame
@@ -361,13 +210,6 @@ def test_frames_are_predicted_from_the_token_they_are_forced_to(checkpoint, batc
     # Later heads of that row do not take the one token left for the next.
     assert (target.is_visible[1] == target.is_visible[1, :1]).all() and target.is_visible[1].any()
     assert target.is_visible[0].sum(dim=-1).tolist() == 3 * [num_frames[0]]
-
-
-def test_pairs_without_alignments_of_their_parts_are_refused(join, tmp_path):
-    datasets.Dataset.from_dict({"id": ["other"], "alignment": [[0]]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="has no utterances of the pairs"):
-        join(alignments=tmp_path / "other.parquet")
-    assert not (tmp_path / "joined").exists()
 
 
 def test_interleaved_text_is_looked_at_once_it_is_read(checkpoint, batch):
@@ -381,7 +223,7 @@ def test_interleaved_text_is_looked_at_once_it_is_read(checkpoint, batch):
     alignment = torch.stack([alignment.masked_fill(~frame_mask[0], -1), torch.full_like(alignment, -1)])
     target = locate(model, alignment, text_mask, frame_mask, num_heads=3, forced_share=1.0)
     model.model.layers[1].self_attn.alignment = target
-    attention = model(**batch, output_attentions=True).attentions[1]
+    attention = model(**batch, output_attentions=True).attentions[-1]
     text_positions, frame_positions = get_positions(
         model.config, num_tokens, num_frames, text_mask.shape[1], frame_mask.shape[1]
     )
@@ -408,9 +250,45 @@ def test_heads_learn_the_alignment(train):
     assert load_file(output / "model.safetensors").keys() == model.state_dict().keys()
 
 
+def test_steps_of_both_layouts_take_turns(train, monkeypatch):
+    sizes = []
+    forward = SledForSpeechSynthesis.forward
+
+    def record(self, *args, **kwargs):
+        if self.training:
+            sizes.append((self.config.text_chunk_size, self.config.speech_chunk_size))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SledForSpeechSynthesis, "forward", record)
+    output = train(text_chunk_size=2, speech_chunk_size=7, both_layouts=True, max_steps=4)
+    assert sizes == [(2, 7), (None, None), (2, 7), (None, None)]
+    assert SledForSpeechSynthesis.from_pretrained(output).config.text_chunk_size == 2
+
+
+def test_the_recipe_for_a_gpu_trains_both_layouts(arguments, tmp_path):
+    small = {"max_steps": 2, "dataloader_num_workers": 0, "dataloader_persistent_workers": "false"}
+    run_example("tiny_voice/train_aligned.py", EXAMPLES / "tiny_voice" / "gpu.yaml", *arguments(**small))
+    model = SledForSpeechSynthesis.from_pretrained(tmp_path / "out")
+    assert (model.config.text_chunk_size, model.config.speech_chunk_size) == (8, 18)
+
+
+def test_a_model_of_both_layouts_is_packaged_in_each(train, tmp_path):
+    model = train(text_chunk_size=2, speech_chunk_size=7, both_layouts=True, max_steps=2)
+    for words, size, threshold, side in (([], 2, 0.5, "right"), (["--offline"], None, 0.8, "left")):
+        folder = tmp_path / f"packaged{len(words)}"
+        run_example("tiny_voice/package_voice.py", "--output-dir", folder, *words, model=model, temperature=0.2)
+        packaged = SledForSpeechSynthesis.from_pretrained(folder)
+        assert packaged.config.text_chunk_size == size
+        assert packaged.generation_config.eos_threshold == threshold
+        assert packaged.generation_config.temperature == 0.2
+        assert SledProcessor.from_pretrained(folder).tokenizer.padding_side == side
+        assert all(weight.dtype == torch.float16 for weight in load_file(folder / "model.safetensors").values())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"both_layouts": True}, "--both_layouts needs an interleaved model"),
         ({"aligned_layers": "7"}, "--aligned_layers must be below"),
         ({"aligned_heads": "5"}, "--aligned_heads needs a number from 1 to 4"),
         ({"aligned_heads": "0"}, "--aligned_heads needs a number from 1 to 4"),

@@ -1,5 +1,6 @@
 """Training of a codec: quantizer, losses, and the trainer from parquet to an exported `EncodecModel`."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -457,3 +458,42 @@ def test_a_tiny_codec_learns_a_tone(dataset, config, tmp_path):
     )
     losses = [trainer.advance()["mel"] for _ in range(80)]
     assert np.mean(losses[-10:]) < 0.6 * losses[0]
+
+
+def test_discriminators_hear_what_is_quiet():
+    """A harmonic 40 dB below the voice is there or not."""
+    torch.manual_seed(0)
+    discriminator = MultiScaleSTFTDiscriminator([256], 4)
+    optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3, betas=(0.8, 0.99))
+    time, losses = torch.arange(2_400) / RATE, []
+    for _ in range(150):
+        turns = (200 + 200 * torch.rand(4, 1, 1)) * time
+        loud = 0.3 * torch.sin(2 * torch.pi * (turns + torch.rand(4, 1, 1)))
+        quiet = 0.003 * torch.sin(2 * torch.pi * (20 * turns + torch.rand(4, 1, 1)))
+        loss = discriminator_loss(discriminator(loud + quiet), discriminator(loud))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.9 and np.mean(losses[-20:]) < 1.7
+
+
+def test_bfloat16_gradients_are_those_of_float32(tmp_path):
+    """With narrow layers in bfloat16, a CPU with AMX gets some of them wrong altogether."""
+    config = EncodecConfig(
+        upsampling_ratios=[4, 5, 5, 8], num_filters=24, hidden_size=32, num_lstm_layers=1, pad_mode="constant"
+    )
+    torch.manual_seed(0)
+    codec = EncodecModel(config)
+    trainer = CodecTrainer(codec, CodecTrainingArguments(str(tmp_path), bf16=True))
+    audio, latents = torch.randn(2, 1, 6 * 800), torch.randn(2, 32, 6)
+    results = []
+    for context in (contextlib.nullcontext(), trainer.autocast()):
+        codec.zero_grad()
+        with context:
+            encoded, decoded = codec.encoder(audio), codec.decoder(latents)
+        torch.autograd.backward([encoded.float().sum(), decoded.float().square().sum()])
+        gradients = [parameter.grad.flatten() for parameter in codec.parameters() if parameter.grad is not None]
+        results.append([encoded.detach().float().flatten(), torch.cat(gradients)])
+    for exact, rounded in zip(*results, strict=True):
+        assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99

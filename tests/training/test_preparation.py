@@ -121,7 +121,7 @@ def test_libriheavy_manifest(codec, tmp_path, compressed):
 def test_a_manifest_cut_short_in_its_compression(tmp_path):
     lines = "".join(json.dumps(cut(index, "a.flac")) + "\n" for index in range(500)).encode()
     (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(lines)[:-200])
-    with pytest.raises(ValueError, match=r"cuts\.jsonl\.gz cannot be read to their end"):
+    with pytest.raises(ValueError, match=r"cuts\.jsonl\.gz cannot be read to the end"):
         load_manifest(str(tmp_path / "cuts.jsonl.gz"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
         load_manifest(str(tmp_path / "nowhere.jsonl"))

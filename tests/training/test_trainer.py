@@ -35,6 +35,7 @@ from transformers_sled.training import (
     parse_recipe,
     prepare_dataset,
 )
+from transformers_sled.training.trainer import EpochLengthGroupedSampler
 
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
@@ -603,3 +604,19 @@ def test_the_released_recipes(tmp_path, recipe, steps, rate, warmup):
     assert args.bf16 and args.lr_scheduler_type == "linear" and not args.remove_unused_columns
     chunks = (model_args.text_chunk_size, model_args.speech_chunk_size)
     assert chunks == ((5, 45) if recipe == "interleaved" else (None, None))
+
+
+def test_batches_of_similar_length_come_in_any_order():
+    lengths = torch.randint(10, 400, (1003,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = EpochLengthGroupedSampler(8, lengths, seed=0)
+    indices = list(sampler)
+    assert sorted(indices) == list(range(1003))
+    batches = torch.tensor([lengths[index] for index in indices[:1000]]).view(125, 8).float()
+    assert batches.std(dim=1).mean() < 0.2 * batches.std()
+    # As the base class orders them, the correlation of a batch's length with the next one's is 0.9.
+    means = batches.mean(dim=1)
+    assert torch.corrcoef(torch.stack([means[:-1], means[1:]]))[0, 1].abs() < 0.3
+    sampler.set_epoch(1)
+    assert list(sampler) != indices
+    sampler.set_epoch(0)
+    assert list(sampler) == indices

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from ..interleaving_sled import get_positions
 from ..modeling_sled import SledForSpeechSynthesis
 from ..processing_sled import SledProcessor
 from .collator import SledDataCollator
-from .sources import load_source
+from .sources import check_columns, load_source
 from .trainer import SledTrainer
 
 
@@ -52,6 +53,10 @@ class AlignmentArguments:
     first_latent_noise_std: float = field(default=3.5, metadata={"help": "Strength of the noise at first."})
     phoneme_weight: float = field(
         default=1.0, metadata={"help": "Weight of the phoneme loss, where `alignments` has phonemes."}
+    )
+    both_layouts: bool = field(
+        default=False,
+        metadata={"help": "Every second step is offline, so that an interleaved model learns to speak offline, too."},
     )
 
 
@@ -95,26 +100,29 @@ def aligned_attention(
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eager attention that keeps what the aligned heads of a layer look at, and turns it where that is asked for."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Attention that keeps what the aligned heads of a layer look at, and turns it where that is asked for. Layers without such
+    heads have torch's own, which is faster.
+    """
+    alignment: Alignment | None = getattr(module, "alignment", None)
+    if alignment is None or attention_mask is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     repeats = module.num_key_value_groups
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32)
-    alignment: Alignment | None = getattr(module, "alignment", None)
-    if alignment is not None and attention_mask is not None:
-        keys = alignment.keys[..., None]
-        num_heads = keys.shape[1]
-        aligned, others = weights[:, :num_heads], weights[:, num_heads:]
-        visible = attention_mask.expand(-1, num_heads, -1, -1).gather(3, keys)[..., 0] == 0
-        # Where text was dropped its last token stays, which must not stand in for those after a hidden one.
-        alignment.is_visible = visible & visible[:, :1] & alignment.is_asked[:, None]
-        alignment.probabilities = aligned.gather(3, keys)[..., 0]
-        is_turned = (alignment.is_visible & alignment.is_forced[:, None, None])[..., None]
-        forced = torch.zeros_like(aligned).scatter(3, keys, 1.0)
-        weights = torch.cat([torch.where(is_turned, forced, aligned), others], dim=1)
+    weights = (query @ key.transpose(2, 3) * scaling + attention_mask).softmax(dim=-1, dtype=torch.float32)
+    keys = alignment.keys[..., None]
+    num_heads = keys.shape[1]
+    aligned, others = weights[:, :num_heads], weights[:, num_heads:]
+    visible = attention_mask.expand(-1, num_heads, -1, -1).gather(3, keys)[..., 0] == 0
+    # Where text was dropped its last token stays, which must not stand in for those after a hidden one.
+    alignment.is_visible = visible & visible[:, :1] & alignment.is_asked[:, None]
+    alignment.probabilities = aligned.gather(3, keys)[..., 0]
+    is_turned = (alignment.is_visible & alignment.is_forced[:, None, None])[..., None]
+    forced = torch.zeros_like(aligned).scatter(3, keys, 1.0)
+    weights = torch.cat([torch.where(is_turned, forced, aligned), others], dim=1)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training).to(query.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -170,11 +178,12 @@ class AlignedTrainer(SledTrainer):
             Which heads learn alignments, and how.
 
     Raises:
-        `ValueError`: If the model has no such layers or heads, or the data no codes or no alignments.
+        `ValueError`: If the model has no such layers or heads or not both layouts, or the data no codes or no alignments.
     """
 
     def __init__(self, *args: Any, alignment_args: AlignmentArguments, **kwargs: Any):
         table = load_source(alignment_args.alignments)
+        check_columns(table, ["id", "alignment"], alignment_args.alignments)
         columns = {
             name: dict(zip(table["id"][:], table[name][:], strict=True)) if name in table.column_names else {}
             for name in ("alignment", "phonemes")
@@ -204,8 +213,11 @@ class AlignedTrainer(SledTrainer):
             if not known:
                 raise ValueError(f"{alignment_args.alignments} has no utterance of the training data")
             logger.info("%d of %d utterances have an alignment", known, len(self.train_dataset))
+        if alignment_args.both_layouts and not config.is_interleaved:
+            raise ValueError(
+                "--both_layouts needs an interleaved model: give --text_chunk_size and --speech_chunk_size"
+            )
         self.alignment_args = alignment_args
-        self.last_latent_noise_std = config.latent_noise_std
         self.model.set_attn_implementation("aligned")
         self.alignment_sums = torch.zeros(2, device=self.args.device)
         self.phoneme_sums = torch.zeros(2, device=self.args.device)
@@ -235,12 +247,42 @@ class AlignedTrainer(SledTrainer):
         plain: Any = self.get_plain_model()
         arguments = self.alignment_args
         remaining = max(0.0, 1 - self.state.global_step / max(arguments.alignment_steps, 1))
-        additional = arguments.first_latent_noise_std - self.last_latent_noise_std
-        plain.config.latent_noise_std = self.last_latent_noise_std + remaining * max(additional, 0.0)
+        config = plain.config
+        own = {name: getattr(config, name) for name in ("latent_noise_std", "text_chunk_size", "speech_chunk_size")}
+        additional = arguments.first_latent_noise_std - config.latent_noise_std
+        config.latent_noise_std += remaining * max(additional, 0.0)
+        if arguments.both_layouts and self.state.global_step % 2 == 1:
+            config.update({"text_chunk_size": None, "speech_chunk_size": None})
+        try:
+            return self.compute_aligned_loss(
+                model,
+                inputs,
+                alignment,
+                phonemes,
+                arguments.forced_share * remaining,
+                return_outputs,
+                num_items_in_batch,
+            )
+        finally:
+            config.update(own)
+
+    def compute_aligned_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        alignment: torch.Tensor,
+        phonemes: torch.Tensor,
+        forced_share: float,
+        return_outputs: bool,
+        num_items_in_batch: torch.Tensor | None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The loss of training, with what the tokens and phonemes of every frame, `(batch, frames)`, add to it."""
+        plain: Any = self.get_plain_model()
+        arguments = self.alignment_args
         text_mask, frame_mask = inputs["attention_mask"].bool(), self.get_frame_mask(inputs).bool()
         targets = []
         for layer, num_heads in zip(arguments.aligned_layers, arguments.aligned_heads, strict=True):
-            share = arguments.forced_share * remaining if layer == max(arguments.aligned_layers) else 0.0
+            share = forced_share if layer == max(arguments.aligned_layers) else 0.0
             targets.append(locate(plain, alignment, text_mask, frame_mask, num_heads, share))
             plain.model.layers[layer].self_attn.alignment = targets[-1]
         try:
@@ -248,7 +290,6 @@ class AlignedTrainer(SledTrainer):
         finally:
             for layer in arguments.aligned_layers:
                 plain.model.layers[layer].self_attn.alignment = None
-            plain.config.latent_noise_std = self.last_latent_noise_std
         probabilities = torch.cat([target.get_visible_probabilities() for target in targets])
         attention_loss = -probabilities.clamp(min=1e-6).log()
         if len(attention_loss):

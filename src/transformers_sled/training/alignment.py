@@ -16,6 +16,7 @@ from transformers import EncodecModel, PreTrainedTokenizerBase
 
 from ..codec_sled import decode_codes
 from ..text_sled import encode_text
+from .sources import check_columns
 
 
 logger = logging.getLogger(__name__)
@@ -189,10 +190,11 @@ def align_text(
         `phonemes`, the class of the phoneme in the middle of every frame. Speech too short for its text is left out.
 
     Raises:
-        `ValueError`: If there are no codes, nothing can be aligned, or labels are missing.
+        `ValueError`: If a column is missing, nothing can be aligned, or labels are missing.
     """
-    if "audio_codes" not in dataset.column_names:
-        raise ValueError(f"The dataset has no codes but {dataset.column_names}: prepare it with prepare_data.py")
+    check_columns(dataset, ["id", "text", "audio_codes"], "A dataset from prepare_data.py")
+    if labels is not None:
+        check_columns(labels, ["id", "phonemes"], "Labels from label_speech.py")
     states_of_token = count_states(tokenizer)
     first_state = states_of_token.cumsum(dim=0) - states_of_token
     ids, features, states, token_of_state = [], [], [], []

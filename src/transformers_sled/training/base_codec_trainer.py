@@ -6,7 +6,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import EncodecConfig, EncodecFeatureExtractor, EncodecModel
+from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d
 
 from ..codec_sled import check_codec_config
 
@@ -68,6 +69,57 @@ def create_codec(arguments: CodecModelArguments) -> EncodecModel:
     return codec
 
 
+def check_alike(codec: EncodecModel, other: EncodecModel, names: Sequence[str]) -> None:
+    """
+    Refuses two codecs of which one cannot take the other's place.
+
+    Args:
+        codec, other ([`EncodecModel`]):
+            The codecs.
+        names (sequence of `str`):
+            What their configurations must have in common.
+
+    Raises:
+        `ValueError`: If they differ in one of these.
+    """
+    for name in names:
+        if getattr(codec.config, name) != getattr(other.config, name):
+            raise ValueError(
+                f"`{name}` is {getattr(codec.config, name)} in the old codec and {getattr(other.config, name)} in the new."
+            )
+
+
+class Float32Conv1d(EncodecConv1d):
+    """The convolution in float32, under autocast, too."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return super().forward(hidden_states.float()).to(hidden_states.dtype)
+
+
+class Float32ConvTranspose1d(EncodecConvTranspose1d):
+    """The transposed convolution in float32, under autocast, too."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return super().forward(hidden_states.float()).to(hidden_states.dtype)
+
+
+def keep_narrow_layers_in_float32(codec: EncodecModel) -> None:
+    """
+    Keeps resampling from or to fewer than 32 channels in float32. On a CPU with AMX, oneDNN 3.12 (that of torch 2.13) gets
+    strided convolutions of so few channels wrong in bfloat16: those of the encoder, and the gradients of the decoder's.
+
+    Args:
+        codec ([`EncodecModel`]): Changed in place; its weights and their names stay what they are.
+    """
+    for module in codec.modules():
+        if isinstance(module, EncodecConv1d) and module.conv.stride[0] > 1 and module.conv.in_channels < 32:
+            module.__class__ = Float32Conv1d
+        elif isinstance(module, EncodecConvTranspose1d) and module.conv.out_channels < 32:
+            module.__class__ = Float32ConvTranspose1d
+
+
 @dataclass
 class BaseCodecTrainingArguments:
     """How to train any part of a codec."""
@@ -85,9 +137,6 @@ class BaseCodecTrainingArguments:
     adam_beta2: float = field(default=0.99, metadata={"help": "Second beta of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
-    whitening_weight: float = field(
-        default=0.1, metadata={"help": "Weight of the penalty for latents that are off zero mean and unit covariance."}
-    )
     bf16: bool = field(default=False, metadata={"help": "Run convolutions and LSTM in bfloat16."})
     device: str = field(default="cpu", metadata={"help": "Device to train on."})
     seed: int = field(default=0, metadata={"help": "Seed of everything random."})
@@ -100,7 +149,7 @@ class BaseCodecTrainer:
     """
     Trains a codec step by step, goes on from the latest checkpoint in `output_dir`, and saves one before it stops at an
     interruption. A subclass puts what it updates into `self.optimizers` and what else a checkpoint must hold into
-    `self.state`, and defines `train_step`.
+    `self.state`, and defines `train_step`. With `self.eval_data` it defines `evaluate`, too.
 
     Args:
         codec ([`EncodecModel`]):
@@ -117,12 +166,15 @@ class BaseCodecTrainer:
         self.device = torch.device(arguments.device)
         self.output_dir = Path(arguments.output_dir)
         self.codec = codec.to(self.device).train()
+        if arguments.bf16 and self.device.type == "cpu":
+            keep_narrow_layers_in_float32(codec)
         self.generator = torch.Generator().manual_seed(arguments.seed)
         self.step = 0
         # With their peak learning rates.
         self.optimizers: dict[str, tuple[torch.optim.Optimizer, float]] = {}
         # Modules and the like, by name: all that have `state_dict` and `load_state_dict`.
         self.state: dict[str, Any] = {}
+        self.eval_data: Any = None
 
     def create_optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         """AdamW as the arguments have it."""
@@ -153,6 +205,10 @@ class BaseCodecTrainer:
         """Draws a batch, updates what is trained and returns what to log."""
         raise NotImplementedError
 
+    def evaluate(self) -> dict[str, Any]:
+        """Measures the codec on `eval_data` and writes that to `eval.json`."""
+        raise NotImplementedError
+
     def advance(self) -> dict[str, float]:
         """One step at its learning rate."""
         factor = self.learning_rate_factor()
@@ -162,9 +218,6 @@ class BaseCodecTrainer:
         log = self.train_step()
         self.step += 1
         return {"learning_rate": self.arguments.learning_rate * factor, **log}
-
-    def on_step_end(self, writer: SummaryWriter) -> None:
-        """Called after every step, before a checkpoint is saved."""
 
     def train(self) -> bool:
         """
@@ -197,7 +250,11 @@ class BaseCodecTrainer:
                         writer.add_scalar(f"train/{name}", value, self.step)
                     progress.set_postfix({name: f"{averages[name]:.3f}" for name in self.shown_losses})
                     logs, started = [], time.perf_counter()
-                self.on_step_end(writer)
+                if self.eval_data and (self.step % arguments.eval_steps == 0 or self.step == arguments.max_steps):
+                    results = {name: value for name, value in self.evaluate().items() if isinstance(value, float)}
+                    for name, value in results.items():
+                        writer.add_scalar(f"eval/{name}", value, self.step)
+                    logger.info("step %d: %s", self.step, results)
                 if self.step % arguments.save_steps == 0 or self.step == arguments.max_steps or interruptions:
                     self.save()
         finally:
@@ -251,11 +308,11 @@ class BaseCodecTrainer:
         folders = [path for path in self.output_dir.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
         return sorted(folders, key=lambda path: int(path.name.split("-")[-1]))
 
-    def export(self, folder: Path) -> None:
-        """Writes the codec and its feature extractor, each file complete or not at all."""
+    def export(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes the codec, or other weights for it, and its feature extractor, each file complete or not at all."""
         partial = Path(f"{folder}.writing")
         config = self.codec.config
-        self.codec.save_pretrained(partial)
+        self.codec.save_pretrained(partial, state_dict=weights)
         EncodecFeatureExtractor(
             feature_size=config.audio_channels, sampling_rate=config.sampling_rate
         ).save_pretrained(partial)

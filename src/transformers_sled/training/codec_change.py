@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import EncodecModel
 
 from ..modeling_sled import SledForSpeechSynthesis
+from .base_codec_trainer import check_alike
 
 
 def fit_linear_map(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -50,11 +51,7 @@ def change_codec(model: SledForSpeechSynthesis, codec: EncodecModel, audio: list
         `ValueError`: if the codecs differ in sampling rate, samples of a frame or width of latents.
     """
     old = model.get_codec()
-    for name in ("sampling_rate", "hop_length", "hidden_size"):
-        if getattr(old.config, name) != getattr(codec.config, name):
-            raise ValueError(
-                f"`{name}` is {getattr(old.config, name)} in the old codec and {getattr(codec.config, name)} in the new."
-            )
+    check_alike(old, codec, ["sampling_rate", "hop_length", "hidden_size"])
     hop_length, pairs = codec.config.hop_length, []
     for samples in tqdm(audio, desc="Comparing"):
         samples = F.pad(samples, (0, -len(samples) % hop_length))[None, None]

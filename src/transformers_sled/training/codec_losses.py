@@ -120,7 +120,7 @@ class GradientBalancer:
 
 class STFTDiscriminator(nn.Module):
     """
-    Judges audio by its complex spectrogram.
+    Judges audio by its complex spectrogram, whose magnitudes are compressed: what is quiet counts, too.
 
     Args:
         n_fft (`int`): Window, in samples; the hop is a quarter of it.
@@ -145,6 +145,7 @@ class STFTDiscriminator(nn.Module):
         """Maps `(batch, 1, samples)` to the features of every layer; the last is the judgement."""
         n_fft = len(self.window)
         spectrum = torch.stft(audio.squeeze(1), n_fft, n_fft // 4, window=self.window, return_complex=True)
+        spectrum = spectrum * (spectrum.abs() + 1e-4) ** -0.7
         hidden = torch.stack((spectrum.real, spectrum.imag), dim=1).transpose(2, 3)
         features = []
         for convolution in self.convolutions[:-1]:

@@ -3,7 +3,6 @@ Training of an EnCodec, following "High Fidelity Neural Audio Compression" (http
 three phases that are switched by step: an autoencoder, the same with the quantizer, and last the discriminator.
 """
 
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import datasets
 import torch
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import EncodecModel
 
@@ -27,9 +25,6 @@ from .codec_losses import (
 )
 from .codec_quantizer import initialize_codebooks, quantize
 from .segments import SpeechSegments
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,6 +68,9 @@ class CodecTrainingArguments(BaseCodecTrainingArguments):
     )
     adversarial_weight: float = field(default=0.5, metadata={"help": "Share of the adversarial loss."})
     feature_weight: float = field(default=0.5, metadata={"help": "Share of the feature matching loss."})
+    whitening_weight: float = field(
+        default=0.1, metadata={"help": "Weight of the penalty for latents that are off zero mean and unit covariance."}
+    )
     commitment_weight: float = field(default=0.25, metadata={"help": "Weight of the commitment loss."})
     latent_noise: float = field(
         default=0.1, metadata={"help": "Standard deviation of the noise on the decoder's input, for a smooth space."}
@@ -275,16 +273,6 @@ class CodecTrainer(BaseCodecTrainer):
             losses["feature"] = feature_matching_loss(real, fake)
             self.discriminator.requires_grad_(True)
         return losses
-
-    def on_step_end(self, writer: SummaryWriter) -> None:
-        arguments = self.arguments
-        if self.eval_data is None or (self.step % arguments.eval_steps and self.step != arguments.max_steps):
-            return
-        results = self.evaluate()
-        for name, value in results.items():
-            if isinstance(value, float):
-                writer.add_scalar(f"eval/{name}", value, self.step)
-        logger.info("step %d: spectral distance %.4f", self.step, results["spectral_distance"])
 
     def save(self) -> None:
         super().save()

@@ -16,6 +16,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from ..audio_sled import read_audio
 from .alignment import LABEL_RATE, align, compute_features
+from .sources import check_columns
 
 
 try:
@@ -53,14 +54,19 @@ SILENT_MARKS = " ˈˌːʔ\u0303\u0329"
 SILENCE = "sil"
 
 
-def phonemize(text: str, language: str) -> list[str]:
-    """Phonemes of a text, with silence before, between and after its clauses."""
+def transcribe(text: str, language: str) -> str:
+    """Phonemes of a text with their marks, a clause a line."""
     command = ["espeak-ng", "-q", "--ipa=1", "-v", language, "--", text]
     spoken = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     spoken = spoken.translate(str.maketrans("", "", JOINING_MARKS))
     for before, after in REPLACEMENTS.items():
         spoken = spoken.replace(before, after)
-    spoken = spoken.translate(str.maketrans("", "", SILENT_MARKS))
+    return spoken
+
+
+def phonemize(text: str, language: str) -> list[str]:
+    """Phonemes of a text, with silence before, between and after its clauses."""
+    spoken = transcribe(text, language).translate(str.maketrans("", "", SILENT_MARKS))
     phonemes = [SILENCE]
     for clause in spoken.split():
         phonemes += [*clause, SILENCE]
@@ -115,8 +121,7 @@ def label_speech(
         raise ValueError("espeak-ng is not installed: it turns text into phonemes")
     if pyworld is None:
         raise ValueError("pyworld is not installed, which finds pitch: `pip install pyworld 'setuptools<80'`")
-    if missing := {"id", "text", "audio"} - set(dataset.column_names):
-        raise ValueError(f"The dataset has no {sorted(missing)} but {dataset.column_names}")
+    check_columns(dataset, ["id", "text", "audio"], "The dataset")
     with ThreadPoolExecutor() as pool:
         texts = tqdm(dataset["text"][:], desc="Phonemizing")
         phonemes = list(pool.map(lambda text: phonemize(text, language), texts))

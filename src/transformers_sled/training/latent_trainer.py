@@ -23,8 +23,8 @@ from .alignment import LABEL_RATE
 from .base_codec_trainer import BaseCodecTrainer, BaseCodecTrainingArguments
 from .codec_losses import whitening_loss
 from .codec_quantizer import initialize_codebooks
-from .segments import SpeechSegments, decode_utterances
-from .sources import load_source
+from .segments import NUM_UNJUDGED, SpeechSegments, decode_utterances
+from .sources import check_columns, load_source
 
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,6 @@ MAGNITUDE_FLOOR = 3e-4
 # Where a typical log magnitude and a typical logarithm of the pitch in Hz are, and how far the latter ranges.
 MEAN_LOG_MAGNITUDE = -5.5
 MEAN_LOG_PITCH, LOG_PITCH_RANGE = 5.0, 0.36
-# Latents at the start of a segment that have heard too little to be judged.
-NUM_UNJUDGED = 4
 
 
 @dataclass
@@ -69,6 +67,9 @@ class LatentTrainingArguments(BaseCodecTrainingArguments):
     phoneme_weight: float = field(default=0.3, metadata={"help": "Weight of the cross entropy of the phonemes."})
     pitch_weight: float = field(default=0.3, metadata={"help": "Weight of the distance in pitch."})
     voicing_weight: float = field(default=0.2, metadata={"help": "Weight of the cross entropy of voicing."})
+    whitening_weight: float = field(
+        default=0.1, metadata={"help": "Weight of the penalty for latents that are off zero mean and unit covariance."}
+    )
     codebook_utterances: int = field(default=800, metadata={"help": "Utterances the codebooks are made from."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int = field(default=1, metadata={"help": "Checkpoints to keep."})
@@ -158,9 +159,11 @@ def load_labelled_data(arguments: LatentDataArguments, sampling_rate: int) -> da
         `datasets.Dataset`: with `samples` and `length`, see [`decode_utterances`], `phonemes` and `pitch`.
 
     Raises:
-        `ValueError`: If no utterance has labels.
+        `ValueError`: If a column is missing or no utterance has labels.
     """
     labels, dataset = load_source(arguments.labels), load_source(arguments.train_files)
+    check_columns(labels, ["id", "phonemes", "pitch"], arguments.labels)
+    check_columns(dataset, ["id", "audio"], arguments.train_files)
     row_of = {identifier: row for row, identifier in enumerate(labels["id"][:])}
     known = [index for index, identifier in enumerate(dataset["id"][:]) if identifier in row_of]
     if not known:

@@ -24,7 +24,7 @@ def parse_recipe(dataclass_types: Sequence[type], arguments: Sequence[str] | Non
         `tuple`: an instance of each of the dataclasses.
 
     Raises:
-        `ValueError`: If the file has a key that is no argument.
+        `ValueError`: If the file is no recipe, or has a key that is no argument.
 
     Example:
 
@@ -41,7 +41,13 @@ def parse_recipe(dataclass_types: Sequence[type], arguments: Sequence[str] | Non
     parser = HfArgumentParser(dataclass_types, allow_abbrev=False)
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0].endswith((".yaml", ".yml", ".json")):
-        given = yaml.safe_load(Path(words.pop(0)).read_text())
+        file = words.pop(0)
+        try:
+            given = yaml.safe_load(Path(file).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        if not isinstance(given, dict):
+            raise ValueError(f"{file} must hold arguments by name, got {given!r}")
         # Of a flag given twice the last counts.
         words = [word for name, value in given.items() for word in (f"--{name}", *_get_words(value))] + words
     return parser.parse_args_into_dataclasses(words)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 
 
 class DroppedItemError(ValueError):
@@ -122,12 +123,35 @@ def load_manifest(files: str | Sequence[str]) -> datasets.Dataset:
         `FileNotFoundError`: If a file is missing.
     """
     features = datasets.Features({"cut": datasets.Value("string")})
+    return _load("text", files, features=features, split="train", encoding_errors="replace")
+
+
+def _load(builder: str, files: Any, **options: Any) -> Any:
     try:
-        return datasets.load_dataset(
-            "text", data_files=files, features=features, split="train", encoding_errors="replace"
+        return datasets.load_dataset(builder, data_files=files, **options)
+    except (EOFError, zlib.error, pa.ArrowInvalid, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(f"{files} cannot be read to the end: {error.__cause__ or error}") from error
+
+
+def check_columns(dataset: datasets.Dataset, columns: Sequence[str], name: str) -> None:
+    """
+    Refuses a dataset that lacks a column.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            The dataset.
+        columns (sequence of `str`):
+            Columns that it must have.
+        name (`str`):
+            What to call it.
+
+    Raises:
+        `ValueError`: If one is missing.
+    """
+    if missing := [column for column in columns if column not in dataset.column_names]:
+        raise ValueError(
+            f"{name} must have columns {', '.join(columns)}: it has {dataset.column_names}, not {missing}"
         )
-    except (EOFError, zlib.error, datasets.exceptions.DatasetGenerationError) as error:
-        raise ValueError(f"`files` {files} cannot be read to their end: {error.__cause__ or error}") from error
 
 
 def load_source(path: str, name: str | None = None, split: str = "train") -> datasets.Dataset:
@@ -148,14 +172,14 @@ def load_source(path: str, name: str | None = None, split: str = "train") -> dat
         `datasets.Dataset`.
 
     Raises:
-        `ValueError`: If no file is there, a folder's metadata file has no column `file_name`, or one written by
-            `save_to_disk` no such split.
+        `ValueError`: If no file is there or one cannot be read, a folder's metadata file has no column `file_name`, or one
+            written by `save_to_disk` no such split.
     """
     builders = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
     folder = Path(path)
     metadata = [file for file in (folder / "metadata.csv", folder / "metadata.jsonl") if file.is_file()]
     if metadata:
-        dataset = datasets.load_dataset(builders[metadata[0].suffix], data_files=str(metadata[0]), split=split)
+        dataset = _load(builders[metadata[0].suffix], str(metadata[0]), split=split)
         if "file_name" not in dataset.column_names:
             raise ValueError(f"{metadata[0]} must have a column `file_name`, it has {dataset.column_names}")
         paths = [str(folder / file_name) for file_name in dataset["file_name"]]
@@ -173,11 +197,11 @@ def load_source(path: str, name: str | None = None, split: str = "train") -> dat
         files: dict[str, list[str]] = {}
         for file in sorted((folder / "data").glob("*.parquet")):
             files.setdefault(file.name.rsplit("-", 1)[0], []).append(str(file))
-        dataset = datasets.load_dataset("parquet", data_files=files, split=split)
+        dataset = _load("parquet", files, split=split)
     elif folder.suffix in builders:
         if "://" not in path and not glob.glob(path):
             raise ValueError(f"`path` {path!r} matches no file: give the path or glob pattern of existing files")
-        dataset = datasets.load_dataset(builders[folder.suffix], data_files=path, split=split)
+        dataset = _load(builders[folder.suffix], path, split=split)
     else:
         dataset = datasets.load_dataset(path, name, split=split)
     for column, feature in dataset.features.items():

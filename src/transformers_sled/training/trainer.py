@@ -51,7 +51,10 @@ class SledTrainingArguments(TrainingArguments):
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
-    """Draws the order of an epoch from the seed and the epoch alone, so that a resumed run sees the same batches."""
+    """
+    Draws the order of an epoch from the seed and the epoch alone, so that a resumed run sees the same batches. Batches of
+    all lengths follow each other, where those of the base class go from long to short, fifty at a time.
+    """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int):
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -60,6 +63,14 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
     def set_epoch(self, epoch: int) -> None:
         self.generator.manual_seed(self.seed + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(super().__iter__())
+        # What is left of a batch stays at the end.
+        num_whole = len(indices) // self.batch_size
+        order = torch.randperm(num_whole, generator=self.generator).tolist()
+        for batch in [*order, num_whole]:
+            yield from indices[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
 class SledTrainer(Trainer):

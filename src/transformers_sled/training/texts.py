@@ -1,0 +1,176 @@
+"""
+Texts of the kinds that a corpus of single statements lacks, for a teacher to speak: short utterances, questions and
+exclamations, numbers, dates, lists, quotes and long sentences. Words and examples are from WordNet. Needs the package
+`inflect`, which spells numbers.
+"""
+
+import calendar
+import os
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+try:
+    import inflect
+except ImportError:
+    inflect = None
+
+
+# How often a noun has to be in the texts that WordNet's authors counted.
+MIN_COUNT = 3
+EXAMPLE = re.compile(r'"([^"]+)"')
+PLAIN = re.compile(r"[A-Za-z][A-Za-z' -]*(, [A-Za-z][A-Za-z' -]*)*[?!]?")
+REPLIES = """Yes. No. Hello. Hello there. Good morning. Good evening. Good night. Goodbye. Thank you. Thanks a lot. Of course.
+Maybe. Not yet. Never mind. Wait. Stop. Go on. I see. All right. Okay. Sure. Why not? Who is it? Really? What? Where? When?
+How much? How come? Right now. See you. Come in. Sit down. Watch out! Help! Great! Well done! Happy birthday! Excuse me.
+I'm sorry. No problem. Yes, please. No, thanks. One moment. Here we go. That's it. Good luck! Not at all. Are you sure?
+I think so. Let's go. Me too. Very good."""
+# What is asked and quoted is a statement.
+ASKS = ["Did you say that {}?", "Is it true that {}?", "Do you think that {}?", "Why is it that {}?"]
+QUOTES = ['She said, "{}"', '"{}" he said.', 'The sign said, "{}"', '"{}" she asked. "Of course."', 'He shouted, "{}"']
+LISTS = [
+    "We need {}, {}, and {}.",
+    "{}, {}, and {}.",
+    "There were {}, {}, {}, and {}.",
+    "Bring {}, {}, or {}.",
+    "I saw {} and {}, but no {}.",
+    "First {}, then {}, and finally {}.",
+]
+NUMBERS = [
+    "It costs {} dollars.",
+    "She is {} years old.",
+    "There are {} people in the room.",
+    "Call me at {}, {}, {}.",
+    "The train leaves at {} {}.",
+    "Turn to page {}.",
+    "That is {} percent.",
+    "In nineteen {}, it was {} degrees.",
+    "Room {}, please.",
+    "{} plus {} is {}.",
+    "We walked {} miles in {} hours.",
+    "It is {} minutes past {}.",
+]
+DATES = ["On {month} the {day}.", "The letter came on {month} {day}.", "We meet on the {day} of {month}."]
+
+
+def read_wordnet(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
+    """
+    Reads WordNet's data files.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Folder with `data.noun`, `data.verb` and so on, and `index.sense`.
+
+    Returns:
+        `tuple(list[str], list[str])`: example sentences of all words, and common nouns of one word that are spelled small.
+
+    Raises:
+        `ValueError`: If there are no such files.
+    """
+    folder, examples = Path(folder), dict[str, None]()
+    files = sorted(folder.glob("data.*"))
+    if not files or not (folder / "index.sense").is_file():
+        raise ValueError(
+            f"`folder` {folder} must have WordNet's files data.noun, data.verb and so on, and index.sense"
+        )
+    for file in files:
+        for line in file.read_text(encoding="utf-8", errors="ignore").splitlines():
+            _, _, gloss = line.partition("|")
+            for example in map(str.strip, EXAMPLE.findall(gloss)):
+                if PLAIN.fullmatch(example) and "--" not in example:
+                    examples[example] = None
+    senses = (line.split() for line in (folder / "index.sense").read_text().splitlines())
+    # A key is a word, its class (1 for nouns) and more; the last column counts it in texts.
+    common = {key.split("%")[0] for key, _, _, count in senses if "%1:" in key and int(count) >= MIN_COUNT}
+    return list(examples), sorted(noun for noun in common if re.fullmatch(r"[a-z]{3,9}", noun))
+
+
+def get_letters(text: str) -> str:
+    """What two texts have in common that differ in capitals and punctuation only."""
+    return re.sub(r"[^a-z]+", " ", text.lower()).strip()
+
+
+def punctuate(text: str) -> str:
+    """A text with a capital at the start and a mark at the end."""
+    text = text[0].upper() + text[1:]
+    return text if text[-1] in '.?!"' else f"{text}."
+
+
+def fill(template: str, draw: Callable[[], str]) -> str:
+    """A template with another value in every gap."""
+    return re.sub(r"\{\}", lambda gap: draw(), template)
+
+
+def write_texts(
+    examples: Sequence[str], nouns: Sequence[str], per_kind: int, seed: int = 0, exclude: Sequence[str] = ()
+) -> list[str]:
+    """
+    Writes texts of every kind.
+
+    Args:
+        examples (sequence of `str`):
+            Sentences and phrases, from [`read_wordnet`].
+        nouns (sequence of `str`):
+            Nouns, from [`read_wordnet`].
+        per_kind (`int`):
+            Texts of each kind, about, or as many as there are.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the choice.
+        exclude (sequence of `str`, *optional*):
+            Texts that are not to be used, such as those of tests.
+
+    Returns:
+        `list[str]`: the texts, without repetitions, in random order.
+
+    Raises:
+        `ValueError`: If `inflect` is not installed, or there are too few examples or nouns.
+
+    Example:
+
+    ```python
+    >>> from transformers_sled.training import read_wordnet, write_texts
+
+    >>> examples, nouns = read_wordnet("wordnet/dict")  # doctest: +SKIP
+    >>> texts = write_texts(examples, nouns, per_kind=200)  # doctest: +SKIP
+    ```
+    """
+    if inflect is None:
+        raise ValueError("inflect is not installed, which spells numbers: `pip install inflect`")
+    chance, engine, excluded = random.Random(seed), inflect.engine(), set(map(get_letters, exclude))
+    examples = [example for example in examples if get_letters(example) not in excluded]
+    lengths = {example: len(example.split()) for example in examples}
+    statements = [text for text in examples if 4 <= lengths[text] <= 8 and text[0].islower() and text[-1].isalpha()]
+    if not statements or not nouns:
+        raise ValueError(
+            f"`examples` and `nouns` must have statements and nouns, got {len(statements)} and {len(nouns)}"
+        )
+
+    def spell() -> str:
+        number = chance.choice([chance.randint(0, 20), chance.randint(0, 100), chance.randint(0, 9999)])
+        return engine.number_to_words(number, andword="", comma="")
+
+    def date() -> str:
+        day = engine.ordinal(engine.number_to_words(chance.randint(1, 31)))
+        return chance.choice(DATES).format(month=chance.choice(calendar.month_name[1:]), day=day)
+
+    def sample(texts: Sequence[str], count: int) -> list[str]:
+        return chance.sample(texts, min(len(texts), count))
+
+    kinds = [
+        re.findall(r"[^.?!]+[.?!]", REPLIES.replace("\n", " ")),
+        sample([text for text in examples if lengths[text] <= 3 and text[-1] not in "?!"], per_kind),
+        sample(nouns, per_kind // 3),
+        sample([text for text in examples if text[-1] == "?" and lengths[text] <= 12], 2 * per_kind),
+        sample([text for text in examples if text[-1] == "!" and lengths[text] <= 12], 2 * per_kind),
+        [chance.choice(ASKS).format(chance.choice(statements)) for _ in range(per_kind // 2)],
+        [fill(chance.choice(NUMBERS), spell) for _ in range(per_kind)],
+        [date() for _ in range(per_kind // 4)],
+        [fill(chance.choice(LISTS), lambda: chance.choice(nouns)) for _ in range(per_kind)],
+        [chance.choice(QUOTES).format(punctuate(chance.choice(statements))) for _ in range(per_kind // 2)],
+        sample([text for text in examples if 13 <= lengths[text] <= 20], per_kind // 2),
+    ]
+    texts = list(dict.fromkeys(punctuate(text.strip()) for kind in kinds for text in kind))
+    chance.shuffle(texts)
+    return texts

@@ -1,0 +1,53 @@
+"""Texts of the kinds that a corpus lacks."""
+
+import pytest
+
+from transformers_sled.training import read_wordnet, write_texts
+
+
+@pytest.fixture
+def wordnet(tmp_path):
+    """Four examples, of which one has a figure, and four senses, of which one is a common noun that is spelled small."""
+    lines = [
+        "  1 a licence",
+        '00001740 03 n 01 entity 0 000 | that which is; "a dark room"; "the earth was bare of it"',
+        '2 03 n 01 x 0 000 | odd; "is it 5 o\'clock?"; "who goes there?"; "look out!"',
+    ]
+    (tmp_path / "data.noun").write_text("\n".join(lines) + "\n")
+    senses = ["dog%1:05:00:: 02084071 1 42", "dodo%1:05:00:: 1 1 0", "run%2:38:00:: 1 1 106", "Rome%1:15:00:: 1 1 9"]
+    (tmp_path / "index.sense").write_text("\n".join(senses) + "\n")
+    return tmp_path
+
+
+def test_examples_and_common_nouns_are_read(wordnet):
+    examples, nouns = read_wordnet(wordnet)
+    assert examples == ["a dark room", "the earth was bare of it", "who goes there?", "look out!"]
+    assert nouns == ["dog"]
+
+
+def test_texts_are_of_all_kinds(wordnet):
+    texts = write_texts(*read_wordnet(wordnet), per_kind=40)
+    assert {"A dark room.", "Who goes there?", "Look out!", "Dog.", "Thank you."} <= set(texts)
+    assert any('"The earth was bare of it."' in text for text in texts)
+    assert any("January" in text or "July" in text for text in texts)
+    assert len(set(texts)) == len(texts)
+    for text in texts:
+        assert text[0].isupper() or text[0] == '"'
+        assert text[-1] in '.?!"' and not any(character.isdigit() for character in text)
+
+
+def test_the_same_seed_gives_the_same_texts(wordnet):
+    words = read_wordnet(wordnet)
+    assert write_texts(*words, per_kind=40, seed=1) == write_texts(*words, per_kind=40, seed=1)
+    assert write_texts(*words, per_kind=40, seed=1) != write_texts(*words, per_kind=40, seed=2)
+
+
+def test_excluded_texts_stay_out_whatever_their_capitals(wordnet):
+    assert "A dark room." not in write_texts(*read_wordnet(wordnet), per_kind=40, exclude=["A DARK, room!"])
+
+
+def test_words_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="must have WordNet's files"):
+        read_wordnet(tmp_path)
+    with pytest.raises(ValueError, match="must have statements and nouns, got 0 and 1"):
+        write_texts(["a dark room"], ["dog"], per_kind=4)
