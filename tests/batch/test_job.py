@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 def test_a_job(checkpoint, tmp_path):
-    write_texts(tmp_path / "texts.jsonl", 60)
+    write_texts(tmp_path / "texts.jsonl", 70)
     settings = BatchSettings(
         model=checkpoint,
         max_streams=4,
@@ -61,11 +61,11 @@ def test_a_job(checkpoint, tmp_path):
     source, output = str(tmp_path / "texts.jsonl"), tmp_path / "spoken"
     with run_cluster():
         report = run_batch(source, output, settings)
-        assert (report.rows, report.spoken_rows, report.num_errors) == (60, 60, 2)
-        assert report.audio_seconds == pytest.approx(58 * 0.1) and report.seconds > 0
-        assert json.loads((output / "report.json").read_text())["rows"] == 60
+        assert (report.rows, report.spoken_rows, report.num_errors) == (70, 70, 2)
+        assert report.audio_seconds == pytest.approx(68 * 8 / 75) and report.seconds > 0
+        assert json.loads((output / "report.json").read_text())["rows"] == 70
         rows = read_rows(output)
-        assert len({row["id"] for row in rows}) == 60
+        assert len({row["id"] for row in rows}) == 70
         # What is done stays, and is not done again.
         assert run_batch(source, output, settings).spoken_rows == 0
         assert read_rows(output) == rows
@@ -74,9 +74,9 @@ def test_a_job(checkpoint, tmp_path):
         dataset = datasets.load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
         assert isinstance(dataset.features["audio"], datasets.Audio)
         heard = dataset.cast_column("audio", datasets.Audio(decode=False)).filter(lambda row: row["error"] is None)
-        assert len(heard) == 58 and heard[0]["audio"]["bytes"].startswith(b"fLaC")
+        assert len(heard) == 68 and heard[0]["audio"]["bytes"].startswith(b"fLaC")
         next((output / "data").glob("*.parquet")).unlink()
-        with pytest.raises(ValueError, match="rows in place of 60"):
+        with pytest.raises(ValueError, match="rows in place of 70"):
             run_batch(source, output, settings)
 
 

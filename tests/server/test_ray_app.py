@@ -227,6 +227,6 @@ def test_configurations(name):
     assert described.import_path == f"{app.__module__}:app" and described.route_prefix == "/"
     assert app(described.args) is not None
     assert {deployment.name for deployment in described.deployments} <= {"Ingress", "Speaker", "StreamingSpeaker"}
-    wrong = {**content["applications"][0], "route_prefix": "speech"}
-    with pytest.raises(ValueError, match="route_prefix"):
+    wrong = {**content["applications"][0], "import_path": "transformers_sled"}
+    with pytest.raises(ValueError, match="import_path"):
         ServeDeploySchema.model_validate({**content, "applications": [wrong]})
