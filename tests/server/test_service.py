@@ -158,7 +158,7 @@ def test_a_dead_model_is_told(make_service, monkeypatch):
         def fail(*args, **kwargs):
             raise MemoryError("no memory left")
 
-        monkeypatch.setattr(synthesizer._model.generative_head, "forward", fail)
+        monkeypatch.setattr(synthesizer.engine.model.generative_head, "forward", fail)
         response = client.post("/v1/audio/speech", json=SPEECH)
         assert response.status_code == 500
         assert response.json()["error"]["code"] == "synthesis_failed" and "memory" not in response.text
@@ -169,7 +169,7 @@ def test_a_dead_model_is_told(make_service, monkeypatch):
 
 def test_a_failure_midway_is_no_end(make_service, monkeypatch):
     with make_service() as service, service.client() as client:
-        model = service.service.synthesizers[0]._model
+        model = service.service.synthesizers[0].engine.model
         forward = model.generative_head.forward
         num_frames = 0
 
@@ -192,7 +192,7 @@ def test_a_failure_midway_is_no_end(make_service, monkeypatch):
 
 def test_a_failure_midway_is_an_event(make_service, monkeypatch):
     with make_service() as service, service.client() as client:
-        model = service.service.synthesizers[0]._model
+        model = service.service.synthesizers[0].engine.model
         forward = model.generative_head.forward
         num_frames = 0
 
