@@ -11,10 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
+import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
-
-import ray
 
 from ..voices import builtin_voice
 from .speaker import BatchSpeaker
