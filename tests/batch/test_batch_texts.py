@@ -34,6 +34,21 @@ def test_sources_give_the_same(kind, tmp_path, monkeypatch):
     assert rows[0] == TextRow("a", "The dog barked.", "bf_emma", 3, "en") and rows[1].error is None
 
 
+@pytest.mark.parametrize(
+    ("written", "seed"),
+    [("3", 3), ("3.0", 3), ("9007199254740993", 2**53 + 1), ("", None), ("3.5", "error"), ("x", "error")],
+)
+def test_seeds_of_tables(tmp_path, written, seed):
+    (tmp_path / "texts.csv").write_text(f"id,text,seed\na,Hello.,{written}\n")
+    (record,) = read_records(str(tmp_path / "texts.csv"))
+    row = check_record(record, 100)
+    if seed == "error":
+        assert "`seed` must be a whole number" in row.error
+    else:
+        assert row == check_record({"id": "a", "text": "Hello.", "seed": seed}, 100) and row.error is None
+    assert check_record({"id": "a", "text": "Hello.", "seed": float("nan")}, 100).error is None
+
+
 def test_a_folder_of_text_files(tmp_path):
     (tmp_path / "first.txt").write_text("One.\n\nTwo.")
     (tmp_path / "second.txt").write_text("Three.")

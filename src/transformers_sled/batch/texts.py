@@ -1,7 +1,9 @@
 """The texts of a batch: where they are read from, what each must have, and which are spoken together."""
 
+import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,10 +96,17 @@ def read_records(source: str, split: str = "train") -> Iterator[dict[str, Any]]:
         options = pa.csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()), strings_can_be_null=True)
         parsing = pa.csv.ParseOptions(newlines_in_values=True)
         for record in pa.csv.read_csv(path, convert_options=options, parse_options=parsing).to_pylist():
-            seed = record.get("seed")
-            yield {**record, "seed": int(seed) if isinstance(seed, str) and seed.isdecimal() else seed}
+            yield {**record, "seed": _parse_seed(record.get("seed"))}
     else:
         raise ValueError(f"{source!r} must be a folder of text files or a file in {', '.join(FILES)}.")
+
+
+def _parse_seed(text: str | None) -> int | float | str | None:
+    """A number, if it is one."""
+    for kind in (int, float):
+        with contextlib.suppress(TypeError, ValueError):
+            return kind(text or "")
+    return text
 
 
 def check_record(record: dict[str, Any], max_characters: int) -> TextRow:
@@ -116,6 +125,9 @@ def check_record(record: dict[str, Any], max_characters: int) -> TextRow:
     """
     values: list[Any] = [record.get(column) for column in COLUMNS]
     name, text, voice, seed, language = values
+    if isinstance(seed, float):
+        # Tables of numbers with gaps have become fractions.
+        seed = None if math.isnan(seed) else int(seed) if seed.is_integer() else seed
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         raise ValueError(
             f"`id` must be a string or a whole number, got {name!r} in the row with the text {text!r:.60}."
