@@ -10,6 +10,9 @@ over the loopback: 1, 4 and 16 of them at a time, in PCM and MP3, in turns. The 
 What is written: seconds from the start of the service to ready; for each number of clients and format, the median and the
 95th percentile of the seconds to the first byte, the real-time factor, and the share of answers whose listener would have
 waited for at most 100 ms; and for each number of clients, the time of the service in PCM over that of the engine alone.
+
+With `--ray`, the same service on a Ray cluster of this machine takes turns with the others, and what it adds to the first
+byte and to the time of the service in PCM is written, too.
 """
 
 import argparse
@@ -114,12 +117,12 @@ def speak_all(server: SledStreamServer, num_streams: int, seed: int) -> tuple[fl
 class Service:
     """`sled serve` in a process of its own."""
 
-    def __init__(self, max_streams: int, folder: str) -> None:
+    def __init__(self, max_streams: int, folder: str, *options: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "transformers_sled.cli", "serve", "--port", str(port)]
-        command += ["--max-streams", str(max_streams), "--voices-folder", folder, "--no-watermark"]
+        command += ["--max-streams", str(max_streams), "--voices-folder", folder, "--no-watermark", *options]
         start = time.perf_counter()
         self.process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stderr=subprocess.DEVNULL)
         while True:
@@ -135,7 +138,7 @@ class Service:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        self.process.wait(300)
 
 
 def summarize(answers: list[Answer]) -> dict[str, float]:
@@ -153,6 +156,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ray", action="store_true", help="also measure the service on a Ray cluster of this machine")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     if min(arguments.num_clients) < 1 or arguments.rounds < 1:
@@ -169,25 +173,31 @@ def main() -> None:
     seconds: dict[tuple[int, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, SledStreamServer(model, processor, max_streams) as server:
         service = Service(max_streams, folder)
+        services = {"": service}
         try:
+            if arguments.ray:
+                services["ray "] = Service(max_streams, folder, "--ray")
             # What is only done once is not what is measured.
-            asyncio.run(ask_all(service.url, 1, "mp3", 0))
+            for one in services.values():
+                asyncio.run(ask_all(one.url, 1, "mp3", 0))
             speak_all(server, 1, 0)
-            total = arguments.rounds * len(arguments.num_clients) * 3
+            total = arguments.rounds * len(arguments.num_clients) * (2 * len(services) + 1)
             with tqdm(total=total, unit="turn") as progress:
                 for number in range(arguments.rounds):
                     for num_clients in arguments.num_clients:
                         seed = 1000 * number
                         for audio_format in ("pcm", "mp3"):
-                            taken, given = asyncio.run(ask_all(service.url, num_clients, audio_format, seed))
-                            answers.setdefault((num_clients, audio_format), []).extend(given)
-                            seconds.setdefault((num_clients, audio_format), []).append(taken)
-                            progress.update()
+                            for name, one in services.items():
+                                taken, given = asyncio.run(ask_all(one.url, num_clients, audio_format, seed))
+                                answers.setdefault((num_clients, name + audio_format), []).extend(given)
+                                seconds.setdefault((num_clients, name + audio_format), []).append(taken)
+                                progress.update()
                         alone, _ = speak_all(server, num_clients, seed)
                         seconds.setdefault((num_clients, "engine"), []).append(alone)
                         progress.update()
         finally:
-            service.stop()
+            for one in services.values():
+                one.stop()
     results = [
         {"num_clients": num_clients, "format": audio_format, **summarize(given)}
         for (num_clients, audio_format), given in answers.items()
@@ -195,6 +205,16 @@ def main() -> None:
     overhead = {
         num_clients: float(np.median(seconds[num_clients, "pcm"]) / np.median(seconds[num_clients, "engine"]) - 1)
         for num_clients in arguments.num_clients
+    }
+    ray_overhead = {
+        num_clients: {
+            "first_byte_seconds": float(
+                np.median([answer.first for answer in answers[num_clients, "ray pcm"]])
+                - np.median([answer.first for answer in answers[num_clients, "pcm"]])
+            ),
+            "throughput": float(np.median(seconds[num_clients, "pcm"]) / np.median(seconds[num_clients, "ray pcm"])),
+        }
+        for num_clients in (arguments.num_clients if arguments.ray else ())
     }
     report = {
         "seconds_to_ready": service.seconds_to_ready,
@@ -209,6 +229,7 @@ def main() -> None:
         },
         "results": results,
         "overhead": overhead,
+        "ray_overhead": ray_overhead,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
@@ -221,6 +242,11 @@ def main() -> None:
         )
     for num_clients, share in overhead.items():
         print(f"{num_clients:3d} clients: {100 * share:+.1f} % over the engine alone")
+    for num_clients, added in ray_overhead.items():
+        print(
+            f"{num_clients:3d} clients: Ray adds {1000 * added['first_byte_seconds']:.0f} ms to the first byte, and leaves "
+            f"{100 * added['throughput']:.0f} % of the throughput"
+        )
 
 
 if __name__ == "__main__":

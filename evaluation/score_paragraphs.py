@@ -105,7 +105,7 @@ def score(
             pauses[name] += sorted(measure_pauses(waveform, processor.sampling_rate))[::-1][:num_joins]
             if folder is not None:
                 soundfile.write(folder / f"{number:02d}-{name}.flac", waveform, processor.sampling_rate)
-    rates = {name: round(100 * float(error_rates(counts)["word_error_rate"]), 2) for name, counts in errors.items()}
+    rates = {name: round(float(error_rates(counts)["word_error_rate"]), 2) for name, counts in errors.items()}
     return {
         "word_error_rate": rates,
         "pause_seconds": {

@@ -11,7 +11,7 @@ PACKAGE = SOURCE / "transformers_sled"
 # From the top of the house to its ground. A file imports from its own floor and from those below.
 FLOORS = [
     {"__init__"},
-    {"cli", "server", "training"},
+    {"cli", "batch", "server", "training"},
     {"serving_sled", "pipeline_sled"},
     {"generation_sled"},
     {"engine_sled"},
@@ -26,7 +26,7 @@ MIXES_IN = {("modeling_sled", "generation_sled")}
 AT_HOME = {"serving_sled", "pipeline_sled", "quantization_sled"}
 # The version stands at the top of the house, and what an extra brings is imported where it is used.
 SAID_ANYWHERE = {((), "__version__")}
-OPTIONAL = {("cli", "server")}
+OPTIONAL = {("cli", "batch"), ("cli", "server")}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

@@ -261,7 +261,8 @@ def serve(
         list[str] | None, typer.Option(help="Origin of web pages elsewhere that may use the service.")
     ] = None,
     voices_folder: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Where voices that are made over HTTP are kept.")
+        str | None,
+        typer.Option(help="Where voices that are made over HTTP are kept: a folder, or a URL that fsspec opens."),
     ] = None,
     cloning: Annotated[
         bool, typer.Option(help="Whether voices may be made over HTTP; without keys, everyone shares them.")
@@ -277,22 +278,23 @@ def serve(
     compile_step: Annotated[
         bool, typer.Option("--compile", help="Compile the models before the first request, which takes minutes.")
     ] = False,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Run on the Ray cluster of this machine, or that of RAY_ADDRESS.")
+    ] = False,
+    min_replicas: Annotated[int, typer.Option(min=1, help="With --ray, replicas of each model at least.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="With --ray, replicas of each model at most.")] = 1,
+    num_cpus: Annotated[float, typer.Option(min=0, help="With --ray, cores of a replica.")] = 1.0,
+    num_gpus: Annotated[float, typer.Option(min=0, help="With --ray, GPUs of a replica, such as 0.5.")] = 0.0,
 ) -> None:
     """Run the speech service: routes of OpenAI, Deepgram and ElevenLabs, and a page at /."""
-    missing = [
-        name
-        for name in ("av", "fastapi", "prometheus_client", "uvicorn", "websockets")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise CommandError(
-            f"The service needs {', '.join(missing)}: install them with `pip install 'transformers-sled[serve]'`."
-        )
+    _check_installed("The service", "serve", "av", "fastapi", "fsspec", "prometheus_client", "uvicorn", "websockets")
+    if on_ray:
+        _check_installed("--ray", "ray", "ray")
     from .server import ServiceSettings, run_service  # The extra `serve`, which the other commands do without.
 
     with _one_line_errors():
         given: dict[str, Any] = {"model": model, "voices_folder": voices_folder}
-        settings = ServiceSettings(
+        arguments: dict[str, Any] = dict(
             streaming_model=streaming_model,
             api_keys=tuple(api_key or ()),
             max_streams=max_streams,
@@ -306,6 +308,7 @@ def serve(
             compiles=compile_step,
             **{name: value for name, value in given.items() if value is not None},
         )
+        settings = ServiceSettings(**arguments)
         if watermark and not settings.is_watermarking:
             typer.echo(
                 "note: the speech is not watermarked: `pip install 'transformers-sled[watermark]'` brings a watermark.",
@@ -313,13 +316,81 @@ def serve(
             )
         if host not in ("127.0.0.1", "localhost", "::1") and not settings.api_keys:
             typer.echo(f"warning: everyone who reaches {host} may use this service: give it an --api-key.", err=True)
-        run_service(
-            settings,
-            host,
-            port,
-            certificate=None if certificate is None else str(certificate),
-            private_key=None if private_key is None else str(private_key),
+        files = {
+            "certificate": None if certificate is None else str(certificate),
+            "private_key": None if private_key is None else str(private_key),
+        }
+        if on_ray:
+            from .server.ray_app import RaySettings, run_on_ray  # The extra `ray`.
+
+            arguments.update(
+                min_replicas=min_replicas, max_replicas=max_replicas, num_cpus=num_cpus, num_gpus=num_gpus
+            )
+            run_on_ray(RaySettings(**arguments), host, port, **files)
+        else:
+            run_service(settings, host, port, **files)
+
+
+def _check_installed(what: str, extra: str, *packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(
+            f"{what} needs {', '.join(missing)}: install them with `pip install 'transformers-sled[{extra}]'`."
         )
+
+
+@app.command()
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Texts: a Parquet, JSON lines or CSV file with the columns id, text and, where wanted, voice, seed and "
+            "language; a folder of text files; or a dataset on the Hub."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, help="Folder for the audio, in Parquet files.")
+    ],
+    split: Annotated[str, typer.Option(help="Split of a dataset on the Hub.")] = "train",
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: Hub repository or folder; by default the voice in the box.")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow the text; 1 is off.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="How much the speech varies.")] = None,
+    max_duration: Annotated[float | None, typer.Option(help="Seconds after which a paragraph is cut off.")] = None,
+    max_characters: Annotated[int, typer.Option(min=1, help="Length of a text; longer ones get an error.")] = 200_000,
+    max_streams: Annotated[int, typer.Option(min=1, help="Texts that an actor speaks at a time.")] = 16,
+    num_actors: Annotated[int, typer.Option(min=1, help="Actors at most, each with a model of its own.")] = 1,
+    num_cpus: Annotated[float, typer.Option(min=0, help="Cores of an actor.")] = 1.0,
+    num_gpus: Annotated[float, typer.Option(min=0, help="GPUs of an actor, such as 0.5.")] = 0.0,
+    rows_per_file: Annotated[int, typer.Option(min=1, help="Rows of a Parquet file at least.")] = 512,
+    dtype: Annotated[str, typer.Option(help="Precision of the model, such as bfloat16.")] = "auto",
+) -> None:
+    """Speak many texts on a Ray cluster. Stopped at any time, the same command goes on where it was."""
+    _check_installed("`sled batch`", "ray", "datasets", "pyarrow", "ray")
+    from .batch.job import BatchSettings, run_batch  # The extra `ray`.
+
+    wanted = {"guidance_scale": guidance_scale, "temperature": temperature, "max_duration": max_duration}
+    with _one_line_errors():
+        settings = BatchSettings(
+            model=builtin_voice() if model is None else model,
+            max_streams=max_streams,
+            max_characters=max_characters,
+            options={name: value for name, value in wanted.items() if value is not None},
+            dtype=dtype,
+            num_actors=num_actors,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            rows_per_file=rows_per_file,
+        )
+        report = run_batch(source, output, settings, split)
+    for error, count in report.errors.items():
+        typer.echo(f"{count} rows: {error}", err=True)
+    typer.echo(
+        f"{report.rows} rows, {report.num_errors} of them with an error, {report.audio_seconds:.1f} s of speech; this time "
+        f"{report.spoken_rows} rows, {report.spoken_seconds:.1f} s of speech in {report.seconds:.1f} s",
+        err=True,
+    )
 
 
 if __name__ == "__main__":

@@ -218,8 +218,10 @@ def quantize_weight(weight: torch.Tensor, group_size: int, dtype: torch.dtype) -
             centred = _find_numbers(groups, scales, offsets) - 8
             errors = (centred * scales + offsets - groups).square().sum(-1, keepdim=True)
             is_better = errors < best[0]
-            best = tuple(
-                torch.where(is_better, new, old) for new, old in zip((errors, scales, offsets), best, strict=True)
+            best = (
+                torch.where(is_better, errors, best[0]),
+                torch.where(is_better, scales, best[1]),
+                torch.where(is_better, offsets, best[2]),
             )
             centre = centred.mean(-1, keepdim=True)
             spread = (centred - centre).square().sum(-1, keepdim=True)

@@ -105,7 +105,7 @@ def test_clear_stops_at_once(service):
         send(socket, "Clear")
         receive_until(socket, "Cleared")
         # All that is left by then is the frame that is being made.
-        service.wait_until(lambda: model._server.num_active_streams == 0, 1)
+        service.wait_until(lambda: model.engine.num_active_streams == 0, 1)
         send(socket, "Speak", text="No.")
         send(socket, "Flush")
         after, _ = receive_until(socket, "Flushed")
@@ -119,8 +119,8 @@ def test_who_leaves_frees_the_place(service):
     model = service.service.synthesizers[1]
     with open_socket(service) as socket:
         send(socket, "Speak", text=LONG)
-        service.wait_until(lambda: model._server.num_active_streams == 1)
-    service.wait_until(lambda: model._server.num_active_streams == 0, 2)
+        service.wait_until(lambda: model.engine.num_active_streams == 1)
+    service.wait_until(lambda: model.engine.num_active_streams == 0, 2)
     assert model.num_speeches == 0
 
 

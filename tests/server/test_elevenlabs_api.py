@@ -112,9 +112,9 @@ def test_who_leaves_frees_the_place(service):
     with open_socket(service, "multi-stream-input") as socket:
         for context in ("a", "b"):
             socket.send(json.dumps({"text": LONG, "context_id": context}))
-        service.wait_until(lambda: model._server.num_active_streams == 2)
+        service.wait_until(lambda: model.engine.num_active_streams == 2)
     service.wait_until(lambda: service.service.num_speeches == 0, 2)
-    service.wait_until(lambda: model._server.num_active_streams == 0, 2)
+    service.wait_until(lambda: model.engine.num_active_streams == 0, 2)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_many_clients_at_once(make_service, expected):
 
         results = asyncio.run(run())
         service.wait_until(lambda: service.service.num_speeches == 0)
-        service.wait_until(lambda: service.service.synthesizers[0]._server.num_active_streams == 0)
+        service.wait_until(lambda: service.service.synthesizers[0].engine.num_active_streams == 0)
         with service.client() as client:
             assert client.get("/health").status_code == 200
     kinds = [kind for kind, _, _ in results]

@@ -1,6 +1,7 @@
 """What the service does under load, when it fails, and when it starts and stops."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -158,7 +159,7 @@ def test_a_dead_model_is_told(make_service, monkeypatch):
         def fail(*args, **kwargs):
             raise MemoryError("no memory left")
 
-        monkeypatch.setattr(synthesizer._model.generative_head, "forward", fail)
+        monkeypatch.setattr(synthesizer.engine.model.generative_head, "forward", fail)
         response = client.post("/v1/audio/speech", json=SPEECH)
         assert response.status_code == 500
         assert response.json()["error"]["code"] == "synthesis_failed" and "memory" not in response.text
@@ -167,20 +168,22 @@ def test_a_dead_model_is_told(make_service, monkeypatch):
         assert client.post("/v1/audio/speech", json=SPEECH).status_code == 503
 
 
+def fail_midway(service, monkeypatch):
+    """Lets the model fail after its first frames."""
+    head = service.service.synthesizers[0].engine.model.generative_head
+    forward, numbers = head.forward, itertools.count()
+
+    def fail_later(*args, **kwargs):
+        if next(numbers) >= 15:
+            raise MemoryError("no memory left")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(head, "forward", fail_later)
+
+
 def test_a_failure_midway_is_no_end(make_service, monkeypatch):
     with make_service() as service, service.client() as client:
-        model = service.service.synthesizers[0]._model
-        forward = model.generative_head.forward
-        num_frames = 0
-
-        def fail_later(*args, **kwargs):
-            nonlocal num_frames
-            num_frames += 1
-            if num_frames > 15:
-                raise MemoryError("no memory left")
-            return forward(*args, **kwargs)
-
-        monkeypatch.setattr(model.generative_head, "forward", fail_later)
+        fail_midway(service, monkeypatch)
         with (
             pytest.raises(httpx.RemoteProtocolError),
             client.stream("POST", "/v1/audio/speech", json=LONG) as response,
@@ -192,18 +195,7 @@ def test_a_failure_midway_is_no_end(make_service, monkeypatch):
 
 def test_a_failure_midway_is_an_event(make_service, monkeypatch):
     with make_service() as service, service.client() as client:
-        model = service.service.synthesizers[0]._model
-        forward = model.generative_head.forward
-        num_frames = 0
-
-        def fail_later(*args, **kwargs):
-            nonlocal num_frames
-            num_frames += 1
-            if num_frames > 15:
-                raise MemoryError("no memory left")
-            return forward(*args, **kwargs)
-
-        monkeypatch.setattr(model.generative_head, "forward", fail_later)
+        fail_midway(service, monkeypatch)
         response = client.post("/v1/audio/speech", json={**LONG, "stream_format": "sse"})
         events = [json.loads(line[6:]) for line in response.text.splitlines() if line]
         assert [event["type"] for event in events[:-1]] == ["speech.audio.delta"] * (len(events) - 1) != []

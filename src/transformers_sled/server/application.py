@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,10 +20,11 @@ from .. import __version__
 from . import deepgram_api, elevenlabs_api, openai_api
 from .dependencies import Owner, Service
 from .errors import ERROR_RESPONSES, ServiceError
-from .logs import JsonFormatter, RequestLog
+from .logs import RequestLog, log_as_json
 from .request_bodies import RequestBodies
-from .service import SpeechService
+from .service import SpeechService, SynthesizerLoader
 from .settings import ServiceSettings
+from .synthesizers import load_synthesizers
 
 
 SEND_BUFFER_BYTES = 2**17
@@ -34,13 +34,15 @@ PAGE = Path(__file__).parent / "page"
 PAGE_POLICY = "default-src 'self'; img-src data:; frame-ancestors 'self' https://huggingface.co"
 
 
-def create_app(settings: ServiceSettings | None = None) -> FastAPI:
+def create_app(settings: ServiceSettings | None = None, load: SynthesizerLoader = load_synthesizers) -> FastAPI:
     r"""
     Makes the speech service.
 
     Args:
         settings ([`ServiceSettings`], *optional*):
             Its settings. By default the two voices in the box speak, and no keys are asked for.
+        load (`Callable[[ServiceSettings, ServiceMetrics], list[Synthesizer]]`, *optional*):
+            Makes its models; by default in this process.
 
     Returns:
         [`~fastapi.FastAPI`]: the application, which loads the models when it starts.
@@ -54,7 +56,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     >>> uvicorn.run(create_app(), port=8000)
     ```
     """
-    service = SpeechService(ServiceSettings() if settings is None else settings)
+    service = SpeechService(ServiceSettings() if settings is None else settings, load)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -207,11 +209,5 @@ class SpeechServer(uvicorn.Server):
 
 def run_service(settings: ServiceSettings, host: str = "127.0.0.1", port: int = 8000, **kwargs: str | None) -> None:
     """Runs the service until it is told to stop, with log lines in JSON. See [`SpeechServer`] for the arguments."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    for name in ("transformers_sled.server", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    log_as_json("transformers_sled.server", "uvicorn")
     SpeechServer(settings, host, port, **kwargs).run()

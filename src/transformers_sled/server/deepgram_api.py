@@ -1,5 +1,6 @@
 """Deepgram's speech routes: text that is being written on a WebSocket, and whole text by POST."""
 
+import asyncio
 import contextlib
 import uuid
 from typing import Annotated, Literal
@@ -12,11 +13,12 @@ from starlette.websockets import WebSocketDisconnect
 from .audio_formats import AUDIO_FORMATS, AudioEncoder
 from .connections import Connection, get_text
 from .dependencies import Details, Owner, Service
+from .engines import SpeakingStyle
 from .errors import ERROR_RESPONSES, ServiceError
 from .provenance import get_metadata
 from .responses import SpeechResponse
 from .service import SpeechService
-from .synthesizers import SpeakingStyle, Synthesizer
+from .synthesizers import Synthesizer
 from .voice_library import Voice
 from .written_speech import SpeechSequence, WrittenSpeech
 
@@ -87,9 +89,11 @@ class SpeakRequest(BaseModel):
     text: str = Field(min_length=1)
 
 
-def get_voice(name: str, service: SpeechService, owner: str) -> Voice:
+async def get_voice(name: str, service: SpeechService, owner: str) -> Voice:
     """Finds the voice that Deepgram's parameter `model` means."""
-    return service.voices.default if name.startswith("aura-") else service.voices.get(name, owner)
+    if name.startswith("aura-"):
+        return service.voices.default
+    return await asyncio.to_thread(service.voices.get, name, owner)
 
 
 @router.post(
@@ -112,7 +116,7 @@ async def speak(
         raise ServiceError(400, "`text` must not be empty.", "text")
     audio_format = options.get_format()
     synthesizer = service.get_synthesizer()
-    voice = get_voice(options.model, service, owner)
+    voice = await get_voice(options.model, service, owner)
     details.update(model=synthesizer.name, voice=voice.id, characters=len(body.text), response_format=audio_format)
     content = service.speak_encoded(
         synthesizer, body.text, voice, SpeakingStyle(options.seed), options.make_encoder, details
@@ -139,7 +143,7 @@ async def speak_written_text(websocket: WebSocket, service: Service) -> None:
         if options.get_format() not in ("pcm", "mulaw", "alaw"):
             raise ServiceError(400, "On a WebSocket, `encoding` must be linear16, mulaw or alaw.", "encoding")
         synthesizer = service.get_synthesizer(for_written_text=True)
-        voice = get_voice(options.model, service, owner)
+        voice = await get_voice(options.model, service, owner)
     except ServiceError as error:
         await connection.refuse(error)
         return

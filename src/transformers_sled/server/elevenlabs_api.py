@@ -1,5 +1,6 @@
 """ElevenLabs' speech routes: text that is being written on a WebSocket, alone or in several contexts, and whole text."""
 
+import asyncio
 import base64
 import contextlib
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from starlette.websockets import WebSocketDisconnect
 from .audio_formats import AUDIO_FORMATS, AudioEncoder
 from .connections import Connection, get_text
 from .dependencies import Details, Owner, Service
+from .engines import SpeakingStyle
 from .errors import ERROR_RESPONSES, ServiceError
 from .provenance import get_metadata
 from .responses import SpeechResponse
 from .service import SpeechService
-from .synthesizers import SpeakingStyle, Synthesizer
+from .synthesizers import Synthesizer
 from .voice_library import Voice
 from .written_speech import SpeechSequence, WrittenSpeech
 
@@ -105,7 +107,7 @@ async def speak(
         raise ServiceError(400, "`text` must not be empty.", "text")
     output = OutputFormat.parse(output_format)
     synthesizer = service.get_synthesizer()
-    voice = service.voices.get(voice_id, owner)
+    voice = await asyncio.to_thread(service.voices.get, voice_id, owner)
     details.update(model=synthesizer.name, voice=voice.id, characters=len(body.text), response_format=output_format)
     speed = (body.voice_settings.speed if body.voice_settings else None) or 1.0
     content = service.speak_encoded(
@@ -141,7 +143,7 @@ async def _run(websocket: WebSocket, voice_id: str, service: SpeechService, sess
         if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed) < 2**63):
             raise ServiceError(400, "`seed` must be a whole number of at least 0.", "seed")
         synthesizer = service.get_synthesizer(for_written_text=True)
-        voice = service.voices.get(voice_id, owner)
+        voice = await asyncio.to_thread(service.voices.get, voice_id, owner)
     except ServiceError as error:
         await connection.refuse(error)
         return

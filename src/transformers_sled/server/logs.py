@@ -29,6 +29,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def log_as_json(*names: str) -> None:
+    """Writes what the loggers of these names log to standard error, as JSON objects."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    for name in names:
+        named = logging.getLogger(name)
+        named.addHandler(handler)
+        named.setLevel(logging.INFO)
+        named.propagate = False
+
+
 class RequestLog:
     r"""
     Names every request by an id, counts it, and logs it when it is done.

@@ -14,11 +14,12 @@ from starlette.responses import Response
 from ..audio_sled import measure_duration, read_audio
 from .audio_formats import AUDIO_FORMATS, AudioEncoder
 from .dependencies import CloningOwner, Details, Owner, Service
+from .engines import SpeakingStyle
 from .errors import ERROR_RESPONSES, ServiceError
 from .provenance import get_metadata
 from .responses import SpeechResponse
 from .service import OPENAI_MODELS, SpeechService
-from .synthesizers import SpeakingStyle, Synthesizer
+from .synthesizers import Synthesizer
 from .voice_library import MAX_SAMPLE_SECONDS, MIN_SAMPLE_SECONDS, Consent
 
 
@@ -73,7 +74,8 @@ async def create_speech(body: SpeechRequest, owner: Owner, service: Service, det
     if not body.input.strip():
         raise ServiceError(400, "`input` must not be empty.", "input")
     synthesizer = service.get_synthesizer(body.model)
-    voice = service.voices.get(body.voice if isinstance(body.voice, str) else body.voice.id, owner)
+    name = body.voice if isinstance(body.voice, str) else body.voice.id
+    voice = await asyncio.to_thread(service.voices.get, name, owner)
     details.update(
         model=synthesizer.name, voice=voice.id, characters=len(body.input), response_format=body.response_format
     )
@@ -165,7 +167,8 @@ async def list_audio_models(owner: Owner, service: Service) -> dict[str, Any]:
 @router.get("/audio/voices")
 async def list_voices(owner: Owner, service: Service) -> dict[str, Any]:
     """Lists the voices that the key may use."""
-    return {"voices": [{"id": voice.id, "name": voice.name} for voice in service.voices.get_voices(owner)]}
+    voices = await asyncio.to_thread(service.voices.get_voices, owner)
+    return {"voices": [{"id": voice.id, "name": voice.name} for voice in voices]}
 
 
 @router.post("/audio/voice_consents")
@@ -186,7 +189,7 @@ async def create_voice_consent(
 @router.get("/audio/voice_consents")
 async def list_voice_consents(owner: CloningOwner, service: Service) -> dict[str, Any]:
     """Lists the consents that were given under the key."""
-    consents = service.voices.get_consents(owner)
+    consents = await asyncio.to_thread(service.voices.get_consents, owner)
     return {
         "object": "list",
         "data": [_describe_consent(consent) for consent in consents],
@@ -199,7 +202,7 @@ async def list_voice_consents(owner: CloningOwner, service: Service) -> dict[str
 @router.get("/audio/voice_consents/{consent_id}")
 async def get_voice_consent(consent_id: str, owner: CloningOwner, service: Service) -> dict[str, Any]:
     """Describes a consent."""
-    return _describe_consent(service.voices.get_consent(consent_id, owner))
+    return _describe_consent(await asyncio.to_thread(service.voices.get_consent, consent_id, owner))
 
 
 @router.delete("/audio/voice_consents/{consent_id}")
@@ -219,7 +222,7 @@ async def create_voice(
     transcript: Annotated[str, Form(min_length=1, max_length=2000, description="What the sample says.")],
 ) -> dict[str, Any]:
     """Makes a voice from a sample of it, on a consent that was given before."""
-    given = service.voices.get_consent(consent, owner)
+    given = await asyncio.to_thread(service.voices.get_consent, consent, owner)
     if not transcript.strip():
         raise ServiceError(400, "`transcript` must not be empty.", "transcript")
     waveform = await _read_recording(audio_sample, "audio_sample", service)

@@ -9,14 +9,17 @@ from typing import Any
 
 from .audio_formats import AudioEncoder
 from .authentication import Authenticator
+from .engines import SpeakingStyle
 from .errors import ServiceError
 from .metrics import ServiceMetrics
 from .settings import ServiceSettings
-from .synthesizers import SpeakingStyle, Speech, Synthesizer, load_synthesizers
+from .synthesizers import Speech, Synthesizer, load_synthesizers
 from .voice_library import Voice, VoiceLibrary
 
 
 logger = logging.getLogger(__name__)
+
+SynthesizerLoader = Callable[[ServiceSettings, ServiceMetrics], list[Synthesizer]]
 
 # OpenAI's models, whose names the model for whole texts answers to.
 OPENAI_MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "gpt-4o-mini-tts-2025-12-15")
@@ -29,10 +32,13 @@ class SpeechService:
     Args:
         settings ([`ServiceSettings`]):
             The settings.
+        load (`Callable[[ServiceSettings, ServiceMetrics], list[Synthesizer]]`, *optional*):
+            Makes the models; by default in this process.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, load: SynthesizerLoader = load_synthesizers) -> None:
         self.settings = settings
+        self._load_synthesizers = load
         self.metrics = ServiceMetrics()
         self.authenticator = Authenticator(settings.api_keys)
         self.voices = VoiceLibrary(settings.voices_folder)
@@ -55,7 +61,7 @@ class SpeechService:
 
     def _load(self) -> None:
         try:
-            synthesizers = load_synthesizers(self.settings, self.metrics)
+            synthesizers = self._load_synthesizers(self.settings, self.metrics)
             for synthesizer in reversed(synthesizers):
                 self.voices.add_shared(synthesizer.voices, synthesizer.default_voice)
             for synthesizer in synthesizers:

@@ -49,8 +49,8 @@ class ServiceSettings:
             Seconds that streams get to finish when the service is stopped.
         cors_origins (`tuple[str, ...]`, *optional*):
             Origins of web pages elsewhere that may use the service, such as `https://example.org`.
-        voices_folder (`Path`, *optional*):
-            Where voices that are made over HTTP are kept.
+        voices_folder (`str` or `Path`, *optional*):
+            Where voices that are made over HTTP are kept: a path, or a URL that fsspec opens.
         cloning (`bool`, *optional*, defaults to `True`):
             Whether voices may be made over HTTP. Where no keys are asked for, everyone shares them.
         watermark (`bool`, *optional*, defaults to `True`):
@@ -74,7 +74,7 @@ class ServiceSettings:
     idle_timeout: float = 300.0
     shutdown_timeout: int = 30
     cors_origins: tuple[str, ...] = ()
-    voices_folder: Path = Path.home() / ".local" / "share" / "transformers-sled" / "voices"
+    voices_folder: str | Path = Path.home() / ".local" / "share" / "transformers-sled" / "voices"
     cloning: bool = True
     watermark: bool = True
 

@@ -1,43 +1,25 @@
-"""Models that speak for the service, each in a `SledStreamServer`, and the texts on their way through them."""
+"""Models that speak for the service, and the texts on their way through them."""
 
 import asyncio
 import logging
 import math
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..modeling_sled import SledForSpeechSynthesis
 from ..processing_sled import SledProcessor
-from ..quantization_sled import get_quantization_config
-from ..serving_sled import SledStream, SledStreamServer
+from .engines import EngineFullError, SpeakingStyle, SpeechEngine, SpeechStream, load_engine
 from .errors import ServiceError
 from .metrics import ServiceMetrics
 from .settings import ServiceSettings
-from .voice_library import DEFAULT_VOICE, Voice
+from .voice_library import Voice
 from .watermark import Watermarker
 
 
 logger = logging.getLogger(__name__)
-
-# Voices that are kept encoded.
-MAX_PROMPTS = 256
-
-
-@dataclass(frozen=True)
-class SpeakingStyle:
-    """How a text is spoken. What is `None` is up to the model."""
-
-    seed: int | None = None
-    guidance_scale: float | None = None
-    temperature: float | None = None
 
 
 class Speech:
@@ -47,7 +29,7 @@ class Speech:
     """
 
     def __init__(
-        self, synthesizer: "Synthesizer", stream: SledStream, num_characters: int, start_time: float | None
+        self, synthesizer: "Synthesizer", stream: SpeechStream, num_characters: int, start_time: float | None
     ) -> None:
         self._synthesizer = synthesizer
         self._stream = stream
@@ -148,12 +130,12 @@ class Synthesizer:
     Args:
         name (`str`):
             The model's name for clients.
-        model ([`SledForSpeechSynthesis`]):
-            The model.
         processor ([`SledProcessor`]):
             Its processor.
+        engine ([`SpeechEngine`]):
+            What makes the speech.
         settings ([`ServiceSettings`]):
-            How many streams it speaks, how many wait, and how long each may be.
+            Settings of the service.
         metrics ([`ServiceMetrics`]):
             Where it counts.
     """
@@ -161,33 +143,25 @@ class Synthesizer:
     def __init__(
         self,
         name: str,
-        model: SledForSpeechSynthesis,
         processor: SledProcessor,
+        engine: SpeechEngine,
         settings: ServiceSettings,
         metrics: ServiceMetrics,
     ) -> None:
         self.name = name
-        self.is_interleaved = model.config.is_interleaved
         self.sampling_rate = processor.sampling_rate
-        self._model = model
+        self.engine = engine
         self._processor = processor
-        self._server = SledStreamServer(model, processor, max_streams=settings.max_streams)
-        self._settings = settings
         self._metrics = metrics
-        self._max_speeches = settings.max_streams + settings.max_queue
-        # Prepares texts and voices. One, because it needs the processor as the model's own thread does.
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix=f"prepare-{name}")
         self._num_speeches = 0
-        self._prompts: dict[str, dict[str, Any]] = {}
-        self._prompts_lock = threading.Lock()
         self._mean_seconds = 1.0
         self._is_marking = settings.is_watermarking
-        metrics.streams.labels(name).set_function(lambda: self._server.num_active_streams)
-        metrics.queue.labels(name).set_function(lambda: self._server.num_waiting_streams)
+        metrics.streams.labels(name).set_function(lambda: engine.num_active_streams)
+        metrics.queue.labels(name).set_function(lambda: engine.num_waiting_streams)
 
     def start(self) -> None:
         """Starts to take texts."""
-        self._server.start()
+        self.engine.start()
 
     def check_voice(self, prompt_text: str, waveform: np.ndarray) -> None:
         """Raises a `ValueError` for a recording, `(num_samples,)` at the model's rate, that makes no voice."""
@@ -195,13 +169,12 @@ class Synthesizer:
 
     def close(self) -> None:
         """Ends all that is spoken."""
-        self._server.close()
-        self._threads.shutdown()
+        self.engine.close()
 
     @property
     def is_alive(self) -> bool:
         """Whether it can speak."""
-        return self._server.is_running
+        return self.engine.is_alive
 
     @property
     def num_speeches(self) -> int:
@@ -233,21 +206,20 @@ class Synthesizer:
         Raises:
             [`ServiceError`]: if too many wait already, or the model cannot take the text.
         """
-        if self._num_speeches >= self._max_speeches:
-            retry_after = max(1, math.ceil(self._mean_seconds))
-            raise ServiceError(
-                429,
-                f"All {self._settings.max_streams} streams are taken and {self._settings.max_queue} requests wait. Try "
-                f"again in {retry_after} s.",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": str(retry_after)},
-            )
         self._num_speeches += 1
         start_time = None if text is None else time.perf_counter()
         is_open = False
         try:
-            stream = await self._run_closing(self._add, text, voice, style, max_duration)
+            stream = await self.engine.add(text, voice, style, max_duration)
             is_open = True
+        except EngineFullError as error:
+            retry_after = max(1, math.ceil(self._mean_seconds))
+            raise ServiceError(
+                429,
+                f"{error} Try again in {retry_after} s.",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(retry_after)},
+            ) from error
         except ValueError as error:
             raise ServiceError(400, str(error), "input") from error
         except RuntimeError as error:
@@ -275,37 +247,16 @@ class Synthesizer:
         """What watermarks a speech, if anything does."""
         return Watermarker(self.sampling_rate) if self._is_marking else None
 
-    async def listen(self, stream: SledStream) -> AsyncIterator[np.ndarray]:
+    async def listen(self, stream: SpeechStream) -> AsyncIterator[np.ndarray]:
         """The waveforms of a stream. Raises a [`ServiceError`] for what ends it before its time."""
         try:
             async for waveform in stream:
-                yield waveform.numpy()
+                yield np.asarray(waveform)
         except ValueError as error:
             raise ServiceError(400, str(error), "input") from error
         except Exception as error:
             logger.exception("speech_failed", extra={"details": {"model": self.name}})
             raise ServiceError(500, "The speech could not be made.", code="synthesis_failed") from error
-
-    async def _run_closing(self, function: Callable[..., SledStream], *args: Any) -> SledStream:
-        """Runs what takes a while and gives a stream, which is closed if nobody waits for it any more."""
-        future = self._threads.submit(function, *args)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            future.add_done_callback(_close_stream)
-            raise
-
-    def _add(self, text: str | None, voice: Voice | None, style: SpeakingStyle, max_duration: float) -> SledStream:
-        options: dict[str, Any] = {} if voice is None else dict(self._get_prompt(voice))
-        for name in ("guidance_scale", "temperature"):
-            if (value := getattr(style, name)) is not None:
-                options[name] = value
-        generator = torch.Generator()
-        if style.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(style.seed)
-        return self._server.add(text, max_duration=max_duration, generator=generator, **options)
 
     @property
     def voices(self) -> list[str]:
@@ -317,42 +268,18 @@ class Synthesizer:
         """The one of them that it takes where none is named."""
         return self._processor.default_voice
 
-    def _get_prompt(self, voice: Voice) -> dict[str, Any]:
-        """The voice as the processor takes it."""
-        if voice.id in self._processor.voices:
-            return {"voice_preset": voice.id}
-        if voice.recording is None:
-            if voice.id != DEFAULT_VOICE:
-                raise ValueError(f"Model {self.name!r} has no voice {voice.id!r}, but {self._processor.voices}.")
-            return {}
-        with self._prompts_lock:
-            if voice.id not in self._prompts:
-                inputs = self._processor(
-                    voice.prompt_text, prompt_text=voice.prompt_text, prompt_audio=voice.recording
-                )
-                latents = self._model.encode_prompt(inputs["prompt_values"], inputs["prompt_values_mask"])
-                self._prompts[voice.id] = {"prompt_text": voice.prompt_text, **latents}
-                if len(self._prompts) > MAX_PROMPTS:
-                    del self._prompts[next(iter(self._prompts))]
-            return self._prompts[voice.id]
 
-
-def _close_stream(future: "Future[SledStream]") -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().close()
+def make_synthesizer(
+    checkpoint: str, engine: SpeechEngine, settings: ServiceSettings, metrics: ServiceMetrics
+) -> Synthesizer:
+    """Gives an engine the name and the processor of the checkpoint that it speaks with."""
+    name = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
+    return Synthesizer(name, SledProcessor.from_pretrained(checkpoint), engine, settings, metrics)
 
 
 def load_synthesizers(settings: ServiceSettings, metrics: ServiceMetrics) -> list[Synthesizer]:
     """Loads the models that the settings name: one for whole texts, and one for texts that are being written."""
-    synthesizers = []
-    options: dict[str, Any] = {"dtype": settings.dtype, "device_map": settings.device}
-    for checkpoint in settings.checkpoints:
-        if settings.quantization is not None:
-            options["quantization_config"] = get_quantization_config(settings.quantization)
-        model = SledForSpeechSynthesis.from_pretrained(checkpoint, **options)
-        if settings.compiles:
-            model.compile_generation(max_rows=settings.max_streams)
-        processor = SledProcessor.from_pretrained(checkpoint)
-        name = Path(checkpoint).name if Path(checkpoint).exists() else checkpoint
-        synthesizers.append(Synthesizer(name, model, processor, settings, metrics))
-    return synthesizers
+    return [
+        make_synthesizer(checkpoint, load_engine(checkpoint, settings), settings, metrics)
+        for checkpoint in settings.checkpoints
+    ]

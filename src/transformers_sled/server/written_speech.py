@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .engines import SpeakingStyle
 from .service import SpeechService
-from .synthesizers import SpeakingStyle, Speech, Synthesizer
+from .synthesizers import Speech, Synthesizer
 from .voice_library import Voice
 
 
