@@ -49,7 +49,7 @@ def load(arguments: argparse.Namespace) -> tuple[SledForSpeechSynthesis, SledPro
         processor.default_voice = None
     model.to(arguments.device)
     if arguments.compile:
-        model.compile_generation(max_rows=max(arguments.num_streams))
+        model.compile_generation()
     return model, processor
 
 

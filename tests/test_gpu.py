@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,27 @@ def test_streams_are_the_whole(expected):
             torch.testing.assert_close(torch.cat(list(stream)), one, atol=1e-3, rtol=0)
 
 
+def test_a_step_waits_for_the_device_once():
+    model, processor = load()
+    server = SledStreamServer(model, processor)
+    streams = [server.add(TEXTS[1], generator=seeded(index), **OPTIONS) for index in range(4)]
+    # Beyond the first chunk of audio, and not at the end of one: those go to the host.
+    for _ in range(12):
+        server.step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                assert server.step() == []
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    # To know which streams have ended.
+    assert sum("synchroniz" in str(warning.message) for warning in caught) == 3
+    assert len(streams) == 4
+    server.close()
+
+
 def test_generators_of_several_devices_in_a_batch(expected):
     model, processor = load()
     audio = generate(model, processor, TEXTS[:2], generator=[seeded(0), seeded(1, "cuda")])
@@ -78,7 +100,7 @@ def test_padding_on_the_left_gives_numbers():
 
 def test_compiled_in_one_thread_and_used_in_others(expected):
     model, processor = load()
-    model.compile_generation(max_rows=2)
+    model.compile_generation()
     torch.testing.assert_close(
         generate(model, processor, TEXTS[1], generator=seeded(1))[0], expected[1], atol=1e-3, rtol=0
     )

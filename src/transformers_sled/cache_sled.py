@@ -18,9 +18,6 @@ CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaAttention.forward)
 # Positions that a growing cache makes room for at least when it is full.
 MIN_GROWTH = 64
 
-# A compiled step on a cache that grows meets numbers of positions that are multiples of this.
-COMPILED_POSITIONS = 64
-
 
 @dataclass
 class SledCachePlaces:
@@ -80,10 +77,12 @@ class SledCacheLayer(CacheLayerMixin):
 
     def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         places = self.places
-        stored.flatten(0, 1).index_copy_(0, places.index, states.transpose(1, 2).flatten(0, 1).to(stored.dtype))
+        # A layer may be on another device than the first.
+        index = places.index.to(stored.device)
+        stored.flatten(0, 1).index_copy_(0, index, states.transpose(1, 2).flatten(0, 1).to(stored.dtype))
         if places.rows is None:
             return states
-        rows = stored[: len(places.rows)] if places.are_first_rows else stored[places.rows]
+        rows = stored[: len(places.rows)] if places.are_first_rows else stored[places.rows.to(stored.device)]
         return rows[:, : places.num_visible_positions].transpose(1, 2)
 
     def grow(self) -> None:
@@ -133,14 +132,11 @@ class SledCache(Cache):
         capacity (`int`, *optional*):
             Positions that every row has room for from the start, so that shapes stay what they are. By default the cache
             grows with what it holds.
-        multiple (`int`, *optional*, defaults to 1):
-            A cache that grows shows a multiple of this number of positions, so that shapes seldom change.
     """
 
-    def __init__(self, num_layers: int, capacity: int | None = None, multiple: int = 1) -> None:
+    def __init__(self, num_layers: int, capacity: int | None = None) -> None:
         self.capacity = capacity
-        self.multiple = multiple
-        self.places = SledCachePlaces(num_positions=capacity or 0)
+        self.places = SledCachePlaces()
         super().__init__(layers=[SledCacheLayer(self.places) for _ in range(num_layers)])
 
     def select(
@@ -162,8 +158,7 @@ class SledCache(Cache):
             num_rows (`int`):
                 Number of rows that the cache must have room for.
             num_positions (`int`):
-                Number of positions that the longest row has afterwards. A cache of fixed capacity shows all it has, and
-                one that grows the next multiple.
+                Number of positions that the longest row has afterwards. A cache of fixed capacity shows all it has.
             are_first_rows (`bool`, *optional*, defaults to `False`):
                 Whether `rows` are 0, 1, 2 and so on, which need no copy.
 
@@ -175,7 +170,7 @@ class SledCache(Cache):
         places.index = (rows[:, None] * places.num_positions + positions).flatten()
         places.rows, places.are_first_rows = rows, are_first_rows
         places.num_past_positions = num_positions - positions.shape[1]
-        places.num_visible_positions = self.capacity or _round_up(num_positions, self.multiple)
+        places.num_visible_positions = self.capacity or num_positions
         return places.num_visible_positions
 
     def start(self, rows: torch.Tensor, positions: torch.Tensor, num_rows: int, num_positions: int) -> None:
@@ -201,10 +196,12 @@ class SledCache(Cache):
     def _make_room(self, num_rows: int, num_positions: int) -> None:
         places = self.places
         places.num_rows = max(places.num_rows, num_rows)
-        missing = num_positions - places.num_positions
+        # One more than is ever shown: what is shown of all rows must not be in one piece now and then, for which a
+        # compiled step would be traced anew.
+        missing = max(num_positions, self.capacity or 0) + 1 - places.num_positions
         if missing > 0:
-            grown = places.num_positions + max(missing, MIN_GROWTH, places.num_positions // 2)
-            places.num_positions = _round_up(grown, self.multiple)
+            growth = 0 if self.capacity else max(MIN_GROWTH, places.num_positions // 2)
+            places.num_positions += max(missing, growth)
         for layer in self.layers:
             layer.grow()
 
@@ -256,18 +253,7 @@ def get_fixed_capacity(num_positions: int) -> int:
     Returns:
         `int`: the next multiple of 256.
     """
-    return _round_up(num_positions, 256)
+    return math.ceil(num_positions / 256) * 256
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return math.ceil(number / multiple) * multiple
-
-
-__all__ = [
-    "CACHE_ARGUMENT",
-    "COMPILED_POSITIONS",
-    "SledCache",
-    "SledCacheLayer",
-    "attends_in_float32",
-    "get_fixed_capacity",
-]
+__all__ = ["CACHE_ARGUMENT", "SledCache", "SledCacheLayer", "attends_in_float32", "get_fixed_capacity"]

@@ -18,9 +18,10 @@ from transformers import logging
 
 from . import __version__
 from .audio_sled import read_audio
+from .configuration_sled import SledConfig
 from .modeling_sled import SledForSpeechSynthesis
+from .precision import Precision, choose_precision
 from .processing_sled import SledProcessor
-from .quantization_sled import get_quantization_config
 from .voices import builtin_voice
 
 
@@ -137,11 +138,14 @@ def speak(
 def _load(
     checkpoint: str, device: str | None, quantization: str | None
 ) -> tuple[SledForSpeechSynthesis, SledProcessor]:
-    options: dict[str, Any] = {"device_map": _get_device(device)}
-    if quantization is not None:
-        options["quantization_config"] = get_quantization_config(quantization)
+    device = _get_device(device)
     try:
-        model = SledForSpeechSynthesis.from_pretrained(checkpoint, **options)
+        precision = Precision("bfloat16", quantization)
+        if quantization is None:
+            config = SledConfig.from_pretrained(checkpoint)
+            # One text is over before quantizing has paid.
+            precision = choose_precision(config, device, num_streams=1, quantizes=False)
+        model = SledForSpeechSynthesis.from_pretrained(checkpoint, device_map=device, **precision.loading_arguments)
         return model, SledProcessor.from_pretrained(checkpoint)
     except OSError as error:
         raise ValueError(f"--model {checkpoint!r} cannot be loaded: {error}") from error
@@ -273,7 +277,13 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(exists=True, help="Certificate for HTTPS.")] = None,
     private_key: Annotated[Path | None, typer.Option(exists=True, help="Private key for HTTPS.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the models, such as bfloat16.")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of the models, such as bfloat16, or auto for that of the checkpoints; by default what is fast on "
+            "this machine."
+        ),
+    ] = None,
     quantization: Annotated[str | None, typer.Option(help="Weights in int4 (on a CPU) or int8.")] = None,
     compile_step: Annotated[
         bool, typer.Option("--compile", help="Compile the models before the first request, which takes minutes.")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from transformers import CompileConfig, GenerationConfig
 from transformers.generation import StoppingCriteriaList
 
-from .cache_sled import CACHE_ARGUMENT, COMPILED_POSITIONS, SledCache, attends_in_float32, get_fixed_capacity
+from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32, get_fixed_capacity
 from .interleaving_sled import count_tokens_before, interleave
 from .text_sled import SledTextPart
 
@@ -200,8 +200,9 @@ class SledEngine:
         num_positions (`int`, *optional*):
             Positions that every row has room for, in a cache of fixed capacity. By default the cache grows.
         compile_config ([`~transformers.CompileConfig`], *optional*):
-            Compiles the step with these options. It meets few sizes: rows are padded to powers of two, and a cache that
-            grows shows multiples of 64 positions.
+            Compiles the step with these options. With `dynamic=True` it is traced once, for all lengths and numbers of
+            rows; without, once for every size it meets, of which there are few on a cache of fixed capacity, because rows
+            are padded to powers of two.
         use_cache (`bool`, *optional*, defaults to `True`):
             Whether to keep keys and values; without them every step reads everything again.
         prefill_size (`int`, *optional*):
@@ -232,9 +233,9 @@ class SledEngine:
             # A text chunk that is shorter than another is padded behind its row's end.
             slack = self.config.text_chunk_size or 0
             capacity = None if num_positions is None else get_fixed_capacity(num_positions + slack)
-            multiple = 1 if compile_config is None else COMPILED_POSITIONS
-            self._cache = SledCache(self.config.num_hidden_layers, capacity, multiple)
+            self._cache = SledCache(self.config.num_hidden_layers, capacity)
         self._is_compiled = compile_config is not None
+        self._is_dynamic = compile_config is not None and bool(compile_config.dynamic)
         self._predict = predict_frames if compile_config is None else get_compiled_prediction(model, compile_config)
         self._dtype, self._device = model.get_input_embeddings().weight.dtype, model.device
         self._mask_dtype = torch.float32 if attends_in_float32(self.config, self._device, self._dtype) else self._dtype
@@ -242,6 +243,8 @@ class SledEngine:
         self._inputs = torch.zeros(0, 1, self.config.hidden_size, dtype=self._dtype, device=self._device)
         self._lengths = torch.zeros(0, dtype=torch.long, device=self._device)
         self._layout: _Layout | None = None
+        # The keys whose sizes the compiler has been told to change.
+        self._marked: torch.Tensor | None = None
 
     def join(self, row: SledRow) -> None:
         """
@@ -434,6 +437,8 @@ class SledEngine:
             use_cache=True,
             **{CACHE_ARGUMENT: self._cache},
         )
+        if self.synced_gpus:
+            self._run_heads()
         for branch, portion in zip(branches, inputs, strict=True):
             branch.length += len(portion)
         self._lengths[rows] = torch.tensor([branch.length for branch in branches], device=self._device)
@@ -453,7 +458,11 @@ class SledEngine:
         layout = self._layout
         if layout is None or layout.rows != rows:
             layout = self._layout = self._arrange(rows)
-        noise = torch.cat([one.draw().to(self._device) for one in layout.noises])
+        draws = [one.draw() for one in layout.noises]
+        if len({draw.device for draw in draws}) > 1:
+            draws = [draw.to(self._device) for draw in draws]
+        # One upload, which does not wait for what the device is doing.
+        noise = torch.cat(draws).to(self._device, self._dtype, non_blocking=True)
         if layout.noise_index is not None:
             noise = noise[layout.noise_index]
         predict = self._predict
@@ -463,17 +472,15 @@ class SledEngine:
             # Lengths differ from text to text.
             inputs, predict = self._get_starts(), predict_frames
         else:
+            if not self._cache.is_initialized:
+                # Room is made outside of a compiled step.
+                predict = predict_frames
             inputs = self._get_next(layout)
         self._synchronize(True)
-        latents, eos_logits, embeds = predict(
-            self.model,
-            *inputs,
-            self._cache,
-            layout.conditional,
-            layout.unconditional,
-            layout.scales,
-            noise.to(self._dtype),
-        )
+        arguments = (layout.conditional, layout.unconditional, layout.scales, noise)
+        if self._is_dynamic and predict is not predict_frames:
+            self._mark_sizes(inputs, arguments)
+        latents, eos_logits, embeds = predict(self.model, *inputs, self._cache, *arguments)
         if predict is not predict_frames:
             # CUDA graphs write the next step's results to the same memory.
             latents, eos_logits, embeds = latents.clone(), eos_logits.clone(), embeds.clone()
@@ -487,6 +494,23 @@ class SledEngine:
                 self._inputs[index[: len(rows)]] = embeds[: len(rows)].to(self._dtype)
         return self._end_rows(layout, latents[: len(rows)], eos_logits[: len(rows)])
 
+    def _mark_sizes(self, inputs: _Inputs, arguments: tuple[torch.Tensor | None, ...]) -> None:
+        """Tells the compiler which sizes change. Of others that are equal at first it would take all for one."""
+        assert self._cache is not None
+        places = self._cache.places
+        for tensor in (*inputs, *arguments, places.index, places.rows):
+            if tensor is not None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        mask = inputs[1]
+        assert mask is not None
+        torch._dynamo.maybe_mark_dynamic(mask, mask.ndim - 1)
+        # Marks stay until there is more room.
+        if self._marked is not (keys := self._cache.layers[0].keys):
+            self._marked = keys
+            for layer in self._cache.layers:
+                for stored in (layer.keys, layer.values):
+                    torch._dynamo.maybe_mark_dynamic(stored, [0, 1])
+
     def _get_next(self, layout: "_Layout") -> _Inputs:
         """One position of every row of the cache."""
         assert self._cache is not None
@@ -497,7 +521,7 @@ class SledEngine:
             layout.cache_rows, positions, len(self._lengths), num_positions, are_first_rows=True
         )
         mask = None
-        if min(lengths) + 1 < num_visible:
+        if self._is_compiled or min(lengths) + 1 < num_visible:
             mask = self._get_mask(positions, num_visible)
         return self._inputs[: len(layout.cache_rows)], mask, positions, None
 
@@ -511,7 +535,9 @@ class SledEngine:
             branch.pending = None
             branch.length = len(sequences[-1]) - 1
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=self._device)
-        rows = torch.arange(len(sequences), device=self._device).repeat_interleave(lengths)[None]
+        rows = torch.arange(len(sequences), device=self._device)
+        # Told how many there are, it does not wait for the device to count them.
+        rows = rows.repeat_interleave(lengths, output_size=sum(map(len, sequences)))[None]
         ends = lengths.cumsum(0)
         positions = torch.arange(rows.shape[1], device=self._device) - (ends - lengths)[rows]
         self._cache.start(rows, positions, len(self._lengths), max(len(sequence) for sequence in sequences))
@@ -543,23 +569,25 @@ class SledEngine:
     def _arrange(self, rows: list[SledRow]) -> "_Layout":
         device = self._device
 
+        def get_size(number: int) -> int:
+            """Few sizes where the step is compiled: powers of two, without 1, which the compiler takes for a rule."""
+            return max(2, 1 << (number - 1).bit_length()) if self._is_compiled else number
+
         def pad(indices: list[int]) -> torch.Tensor:
-            """To a power of two where the step is compiled, so that it meets few sizes."""
-            length = _round_up(len(indices)) if self._is_compiled else len(indices)
-            return torch.tensor(indices + [0] * (length - len(indices)), device=device)
+            return torch.tensor(indices + [0] * (get_size(len(indices)) - len(indices)), device=device)
 
         noises = list(dict.fromkeys(row.noise for row in rows))
         offsets = dict(zip(noises, itertools.accumulate([0, *(len(noise) for noise in noises)]), strict=False))
         conditional = pad([row.branches[0].row for row in rows])
-        noise_index = pad([offsets[row.noise] + row.noise_index for row in rows])
-        is_same = noise_index.tolist() == list(range(sum(len(noise) for noise in noises)))
-        num_branches = _round_up(len(self._branches)) if self._is_compiled else len(self._branches)
-        advance = torch.zeros(num_branches, 1, dtype=torch.long, device=device)
-        advance[[branch.row for row in rows for branch in row.branches]] = 1
-        scales = torch.ones(len(conditional), 1, device=device)
-        scales[: len(rows), 0] = torch.tensor([float(row.config.guidance_scale) for row in rows])
-        # Without guidance both are the same branch.
-        is_guided = any(row.is_guided for row in rows)
+        noise_places = [offsets[row.noise] + row.noise_index for row in rows]
+        is_same = noise_places == list(range(sum(len(noise) for noise in noises))) and len(rows) == len(conditional)
+        num_branches = get_size(len(self._branches))
+        going = {branch.row for row in rows for branch in row.branches}
+        advance = torch.tensor([[int(row in going)] for row in range(num_branches)], device=device)
+        guidance_scales = [float(row.config.guidance_scale) for row in rows]
+        scales = torch.tensor(guidance_scales + [1.0] * (len(conditional) - len(rows)), device=device)[:, None]
+        # Without guidance both are the same branch, which a compiled step mixes all the same.
+        is_guided = self._is_compiled or any(row.is_guided for row in rows)
         criteria: dict[int, tuple[StoppingCriteriaList, list[int]]] = {}
         for index, row in enumerate(rows):
             if row.criteria:
@@ -572,7 +600,7 @@ class SledEngine:
             advance=advance,
             cache_rows=torch.arange(num_branches, device=device),
             noises=noises,
-            noise_index=None if is_same else noise_index,
+            noise_index=None if is_same else pad(noise_places),
             criteria=list(criteria.values()),
         )
 
@@ -619,6 +647,15 @@ class SledEngine:
         inputs = torch.zeros(1, 1, self.config.hidden_size, dtype=self._dtype, device=self._device)
         while self.synced_gpus and self._synchronize(False):
             self.model.model(inputs_embeds=inputs, use_cache=False)
+            self._run_heads()
+
+    def _run_heads(self) -> None:
+        """What follows the decoder in a step that makes frames, as others may do in this one."""
+        states = torch.zeros(1, self.config.hidden_size, dtype=self._dtype, device=self._device)
+        noise = torch.zeros(1, self.config.noise_dim, dtype=self._dtype, device=self._device)
+        latents = self.model.generative_head(states, noise)
+        self.model.eos_head(states)
+        self.model.embed_latents(latents[:, None])
 
     def _synchronize(self, is_working: bool) -> bool:
         """Whether any process is about to run the decoder. All of them call this, and then run it together."""
@@ -695,15 +732,16 @@ def predict_frames(
         use_cache=cache is not None,
         **{CACHE_ARGUMENT: cache},
     )
-    hidden_states = outputs.last_hidden_state
+    # The last layers may be on another device than the first.
+    hidden_states = outputs.last_hidden_state.to(noise.device)
     hidden_states = hidden_states[:, -1] if last is None else hidden_states.flatten(0, 1)[last]
     mixed = with_text = hidden_states[conditional]
     if unconditional is not None:
         without_text = hidden_states[unconditional]
         mixed = (without_text + scales * (with_text - without_text)).to(with_text.dtype)
-    latents = model.generative_head(mixed, noise)
-    eos_logits = model.eos_head(with_text).squeeze(-1).float()
-    return latents, eos_logits, model.embed_latents(latents[:, None])
+    latents = model.generative_head(mixed, noise).to(noise.device)
+    eos_logits = model.eos_head(with_text).squeeze(-1).to(noise.device, torch.float32)
+    return latents, eos_logits, model.embed_latents(latents[:, None]).to(noise.device)
 
 
 def get_compiled_prediction(model: "SledForSpeechSynthesis", compile_config: CompileConfig) -> Callable:
@@ -755,11 +793,6 @@ def _split(branch: SledBranch, size: int | None) -> torch.Tensor:
     portion, rest = branch.pending[:size], branch.pending[size:]
     branch.pending = rest if len(rest) > 0 else None
     return portion
-
-
-def _round_up(number: int) -> int:
-    """To a power of two."""
-    return 1 << (number - 1).bit_length()
 
 
 __all__ = ["SledEngine", "SledFrame", "SledNoise", "SledRow", "get_frame_budget", "predict_frames"]

@@ -731,9 +731,8 @@ class SledGenerationMixin(GenerationMixin):
 
         return _drive_async([start], pieces, _Worker(self.device.type))
 
-    def compile_generation(
-        self: "SledForSpeechSynthesis", compile_config: CompileConfig | None = None, max_rows: int = 1
-    ) -> None:
+    @torch.no_grad()
+    def compile_generation(self: "SledForSpeechSynthesis", compile_config: CompileConfig | None = None) -> None:
         r"""
         Compiles the step of generation ahead, so that nobody waits for it: `generate`, `stream`, `astream` and
         [`SledStreamServer`] use it from then on (`generation_config.compile_config`). At the released size this takes
@@ -744,11 +743,6 @@ class SledGenerationMixin(GenerationMixin):
             compile_config ([`~transformers.CompileConfig`], *optional*):
                 Options of `torch.compile`. By default the code serves all lengths and numbers of rows and uses no CUDA
                 graphs, which would belong to one thread.
-            max_rows (`int`, *optional*, defaults to 1):
-                Number of texts that are spoken at a time at most.
-
-        Raises:
-            `ValueError`: if `max_rows` is not at least 1.
 
         Example:
 
@@ -757,56 +751,19 @@ class SledGenerationMixin(GenerationMixin):
         >>> audio = model.generate(**inputs)
         ```
         """
-        if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
-            raise ValueError(f"`max_rows` must be an integer of at least 1, got {max_rows!r}.")
         compile_config = get_default_compile_config() if compile_config is None else compile_config
-        # One row, and one branch, are cases of their own to the compiler: rows, guidance, and rows that sit out.
-        cases = [(1, 2.0, 0), (1, 1.0, 0)]
-        if max_rows > 1:
-            cases += [(2, 2.0, 0), (2, 1.0, 2), (1, 1.0, 2)]
-        for case in logging.tqdm(cases, desc="Compiling generation"):
-            self._compile_case(compile_config, *case)
-        self.generation_config.compile_config = compile_config
-
-    def _compile_case(
-        self: "SledForSpeechSynthesis",
-        compile_config: CompileConfig,
-        num_rows: int,
-        guidance_scale: float,
-        num_paused: int,
-    ) -> None:
-        """Takes compiled steps in which no two sizes are equal, which the compiler would take for a rule."""
-
-        def join(scale: float, num_prompt_frames: int, num_frames: int) -> SledRow:
-            config = GenerationConfig(guidance_scale=scale)
-            config.eos_threshold = 1.0
-            latents = torch.zeros(num_prompt_frames, self.config.latent_dim, device=self.device)
-            row = SledRow(
-                SledTextPart([self.config.bos_token_id, self.config.eos_token_id]),
-                config,
-                SledNoise(None, 1, self.config.noise_dim, 0.0, self.device),
-                prompt=latents if num_prompt_frames else None,
-                max_frames=num_frames,
-            )
-            engine.join(row)
-            return row
-
         engine = SledEngine(self, compile_config=compile_config)
-        # Leaves more positions behind than are shown.
-        num_positions = min(300, self.config.max_position_embeddings - 8)
-        join(1.0, num_positions, num_frames=1)
-        engine.step()
-        # Leaves more rows behind than are in use. What starts is not compiled.
-        join(2.0, 0, num_frames=1)
-        join(guidance_scale, num_positions // 2, num_frames=8)
-        for _ in range(num_rows - 1):
-            join(guidance_scale, 0, num_frames=8)
-        paused = [join(1.0, 0, num_frames=8) for _ in range(num_paused)]
-        engine.step()
-        for row in paused:
-            row.is_paused = True
-        for _ in range(2):
+        config = GenerationConfig(guidance_scale=2.0)
+        config.eos_threshold = 1.0
+        noise = SledNoise(None, 1, self.config.noise_dim, 0.0, self.device)
+        part = SledTextPart([self.config.bos_token_id, self.config.eos_token_id])
+        # More than two, so that no size of the compiled step is a case of its own.
+        for _ in range(3):
+            engine.join(SledRow(part, config, noise, max_frames=4))
+        # What starts, in the first of these steps, is not compiled.
+        for _ in logging.tqdm(range(3), desc="Compiling generation"):
             engine.step()
+        self.generation_config.compile_config = compile_config
 
     def _record(
         self: "SledForSpeechSynthesis",

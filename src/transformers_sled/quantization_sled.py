@@ -18,6 +18,9 @@ QUANT_METHOD = "sled_int4"
 GROUP_SIZES = (32, 64, 128, 256)
 ROW_MULTIPLE = 16
 
+# Type of inputs, scales and offsets of the product, whatever that of the model is. In others it takes ten times as long.
+DTYPE = torch.bfloat16
+
 # Small, and next to what is heard: the end of speech, and the ways in and out of the latents.
 KEPT_MODULES = ("codec", "eos_head", "z_proj", "generative_head.input_proj", "generative_head.final_layer.linear")
 
@@ -32,8 +35,8 @@ _FIT_SIZE = 65_536
 class SledInt4Config(QuantizationConfigMixin):
     r"""
     4-bit weights on a CPU, for the `quantization_config` of `from_pretrained`: every group of weights in a row is kept as
-    whole numbers from 0 to 15, a scale and an offset, which are fitted to the weights by least squares. Activations keep
-    the model's dtype. A model quantized so can be saved and loaded, but not trained. On a GPU take one of
+    whole numbers from 0 to 15, a scale and an offset, which are fitted to the weights by least squares. Products are in
+    bfloat16 and all else in the model's dtype. A model quantized so can be saved and loaded, but not trained. On a GPU take one of
     [`~transformers.TorchAoConfig`]'s methods.
 
     Args:
@@ -81,8 +84,6 @@ class SledInt4Linear(nn.Module):
             Number of weights that share a scale and an offset.
         bias (`nn.Parameter`, *optional*):
             The bias, which is not quantized.
-        dtype (`torch.dtype`, *optional*):
-            Type of scales and offsets, which is that of the activations.
         device (`torch.device`, *optional*):
             Device of the weights.
     """
@@ -93,7 +94,6 @@ class SledInt4Linear(nn.Module):
         out_features: int,
         group_size: int = 32,
         bias: nn.Parameter | None = None,
-        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class SledInt4Linear(nn.Module):
         # (group, row, scale or offset); a weight is (number - 8) * scale + offset.
         self.scales_and_offsets: torch.Tensor
         self.register_buffer(
-            "scales_and_offsets", torch.zeros(in_features // group_size, out_features, 2, dtype=dtype, device=device)
+            "scales_and_offsets", torch.zeros(in_features // group_size, out_features, 2, dtype=DTYPE, device=device)
         )
         self.bias = bias
 
@@ -114,10 +114,10 @@ class SledInt4Linear(nn.Module):
                 f"4-bit weights of `SledInt4Config` compute on a CPU, and these are on {self.weight.device}. On other "
                 "devices use `TorchAoConfig`."
             )
-        rows = input.flatten(0, -2)
+        rows = input.flatten(0, -2).to(DTYPE)
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self.weight, self.group_size, self.scales_and_offsets.to(input.dtype)
-        )
+            rows, self.weight, self.group_size, self.scales_and_offsets.to(DTYPE)
+        ).to(input.dtype)
         if self.bias is not None:
             product = product + self.bias
         return product.view(*input.shape[:-1], self.out_features)
@@ -186,7 +186,7 @@ def pack_bytes(weight: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def quantize_weight(weight: torch.Tensor, group_size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_weight(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Finds 4-bit numbers for weights, and the scale and offset of every group with the least squared error: in turns the
     line through a group's weights over their numbers, and for every weight the nearest number.
@@ -196,11 +196,9 @@ def quantize_weight(weight: torch.Tensor, group_size: int, dtype: torch.dtype) -
             The weights.
         group_size (`int`):
             Number of weights in a row that share a scale and an offset.
-        dtype (`torch.dtype`):
-            Type of scales and offsets.
 
     Returns:
-        `tuple(torch.IntTensor, torch.FloatTensor)`: the numbers `(out_features, in_features)`, and scales and offsets
+        `tuple(torch.IntTensor, torch.BFloat16Tensor)`: the numbers `(out_features, in_features)`, and scales and offsets
         `(in_features / group_size, out_features, 2)`.
     """
     in_features = weight.shape[1]
@@ -214,7 +212,7 @@ def quantize_weight(weight: torch.Tensor, group_size: int, dtype: torch.dtype) -
         best = (torch.full_like(scales, torch.inf), scales, offsets)
         for _ in range(FIT_ROUNDS + 1):
             # With what is kept of them.
-            scales, offsets = scales.to(dtype).float(), offsets.to(dtype).float()
+            scales, offsets = scales.to(DTYPE).float(), offsets.to(DTYPE).float()
             centred = _find_numbers(groups, scales, offsets) - 8
             errors = (centred * scales + offsets - groups).square().sum(-1, keepdim=True)
             is_better = errors < best[0]
@@ -231,7 +229,7 @@ def quantize_weight(weight: torch.Tensor, group_size: int, dtype: torch.dtype) -
         _, scales, offsets = best
         numbers.append(_find_numbers(groups, scales, offsets).flatten(1).int())
         lines.append(torch.cat([scales, offsets], dim=-1))
-    return torch.cat(numbers), torch.cat(lines).transpose(0, 1).contiguous().to(dtype)
+    return torch.cat(numbers), torch.cat(lines).transpose(0, 1).contiguous().to(DTYPE)
 
 
 def _find_numbers(groups: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -261,7 +259,7 @@ class SledInt4Quantize(ConversionOps):
         path = full_layer_name.removesuffix(".weight")
         layer = model.get_submodule(path)
         assert isinstance(layer, SledInt4Linear)
-        numbers, lines = quantize_weight(weight, layer.group_size, layer.scales_and_offsets.dtype)
+        numbers, lines = quantize_weight(weight, layer.group_size)
         if missing_keys is not None:
             missing_keys.discard(f"{path}.scales_and_offsets")
         return {full_layer_name: pack(numbers), f"{path}.scales_and_offsets": lines}
@@ -304,7 +302,7 @@ class SledInt4Quantizer(HfQuantizer):
             ):
                 weight = layer.weight
                 replacement = SledInt4Linear(
-                    layer.in_features, layer.out_features, config.group_size, layer.bias, weight.dtype, weight.device
+                    layer.in_features, layer.out_features, config.group_size, layer.bias, weight.device
                 )
                 if not self.pre_quantized:
                     # Until it is quantized: what is read is cast to the type of what it is for.

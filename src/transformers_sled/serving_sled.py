@@ -513,8 +513,8 @@ class SledStreamServer:
                 speaking = {speech.utterance.row: speech for speech in self._active if speech.utterance.row}
                 if self._engine.can_step:
                     has_worked = True
-                    for row, frame in self._engine.step():
-                        self._take_frame(speaking[row], frame, row.has_ended, deliver)
+                    frames = [(speaking[row], frame, row.has_ended) for row, frame in self._engine.step()]
+                    self._take_frames(frames, deliver)
                 return has_worked
             except BaseException as error:
                 self._end_all(error)
@@ -568,18 +568,24 @@ class SledStreamServer:
                 channel.pull(channel.pieces)
         return has_worked
 
-    def _take_frame(self, speech: _Speech, frame: SledFrame, ends_part: bool, deliver: _Deliver) -> None:
-        utterance = speech.utterance
-        utterance.take(frame)
-        if frame.is_heard:
-            for waveform in speech.chunker.push(frame.latents[None, None]):
+    def _take_frames(self, frames: list[tuple[_Speech, SledFrame, bool]], deliver: _Deliver) -> None:
+        """Takes a frame of each speech, with whether it ends a part."""
+        for speech, frame, _ in frames:
+            speech.utterance.take(frame)
+        heard = [(speech, frame.latents[None, None]) for speech, frame, _ in frames if frame.is_heard]
+        chunkers = [speech.chunker for speech, _ in heard]
+        for (speech, _), waveforms in zip(
+            heard, SledAudioChunker.push_each(chunkers, [latents for _, latents in heard]), strict=True
+        ):
+            for waveform in waveforms:
                 deliver(speech, waveform)
-        if ends_part:
-            speech.chunker.end_part()
-        # In the step that made the last frame, so that the place is free for the next.
-        utterance.join(self._engine)
-        if utterance.is_finished:
-            self._finish(speech, deliver)
+        for speech, _, ends_part in frames:
+            if ends_part:
+                speech.chunker.end_part()
+            # In the step that made the last frame, so that the place is free for the next.
+            speech.utterance.join(self._engine)
+            if speech.utterance.is_finished:
+                self._finish(speech, deliver)
 
     def _finish(self, speech: _Speech, deliver: _Deliver) -> None:
         for waveform in speech.chunker.finish():

@@ -20,8 +20,9 @@ class ServiceSettings:
             `model`, and `model` itself beside another one.
         device (`str`, *optional*, defaults to `"cpu"`):
             Where to compute.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the models.
+        dtype (`str`, *optional*):
+            Precision of the models, `"auto"` for that of the checkpoints. By default what is fastest on this machine, as
+            [`choose_precision`] says, unless `quantization` is given.
         quantization (`str`, *optional*):
             Weights in `"int4"`, on a CPU, or in `"int8"`.
         compiles (`bool`, *optional*, defaults to `False`):
@@ -60,7 +61,7 @@ class ServiceSettings:
     model: str = field(default_factory=builtin_voice)
     streaming_model: str | None = None
     device: str = "cpu"
-    dtype: str = "auto"
+    dtype: str | None = None
     quantization: str | None = None
     compiles: bool = False
     api_keys: tuple[str, ...] = ()
