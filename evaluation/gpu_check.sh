@@ -24,9 +24,9 @@ run() {
 
 : > "$out/status.txt"
 if [ "$size" = small ]; then
-    model="" compile="" batches="1 2" compiled="" streams="1 2" frames=4 lengths=1 training_batches=1 rounds=1
+    model="" batches="1 2" compiled=1 streams="1 2" frames=4 lengths=1 training_batches=1 rounds=1
 else
-    model=--full-size compile=--compile batches="1 8 64 512" compiled="1 64" streams="1 8 32 128"
+    model=--full-size batches="1 8 64 512" compiled="1 64" streams="1 8 32 128"
     frames=75 lengths=10 training_batches="8 32" rounds=2
 fi
 
@@ -37,7 +37,7 @@ for batch in $batches; do
     set -- "$@" --configuration "dtype=bfloat16,frames=$frames,batch=$batch"
 done
 for batch in $compiled; do
-    set -- "$@" --configuration "dtype=bfloat16,frames=$frames,batch=$batch,cache=static,compile=true"
+    set -- "$@" --configuration "dtype=bfloat16,frames=$frames,batch=$batch,compile=true"
 done
 # shellcheck disable=SC2086
 run generation 170 python "$here/evaluation/run_benchmark.py" generation $model --rounds $rounds \
@@ -47,10 +47,8 @@ serving="$here/evaluation/benchmark_serving.py --device $device --dtype bfloat16
 [ "$size" = small ] && serving="$serving --model $(python -c 'import transformers_sled; print(transformers_sled.builtin_voice())')"
 # shellcheck disable=SC2086
 run serving 60 python $serving --num-streams $streams --output "$out/serving.json"
-if [ -n "$compile" ]; then
-    # shellcheck disable=SC2086
-    run serving_compiled 90 python $serving --compile --num-streams $streams --output "$out/serving_compiled.json"
-fi
+# shellcheck disable=SC2086
+run serving_compiled 90 python $serving --compile --num-streams $streams --output "$out/serving_compiled.json"
 
 # shellcheck disable=SC2086
 run training 60 python "$here/evaluation/run_benchmark.py" training $model --dtype bfloat16 --rounds $rounds \

@@ -92,7 +92,7 @@ def test_rows_read_what_each_reads_alone(attn_implementation, capacity):
         length = reader.lengths[row]
         torch.testing.assert_close(torch.cat(states), read_alone(model, inputs[row, :length]), atol=1e-5, rtol=0)
     if capacity is not None:
-        assert all(layer.keys.shape[1] == capacity + 1 for layer in reader.cache.layers)
+        assert all(layer.keys.shape[1] == capacity for layer in reader.cache.layers)
 
 
 def test_a_row_that_moves_goes_on():

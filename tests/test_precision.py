@@ -36,9 +36,9 @@ def test_small_and_quantized_models_are_left(capability):
 
 
 def test_arguments_are_those_of_loading():
-    assert Precision().loading_arguments == {"dtype": "auto"}
-    arguments = Precision("bfloat16", "int4").loading_arguments
+    assert Precision().get_loading_arguments() == {"dtype": "auto"}
+    arguments = Precision("bfloat16", "int4").get_loading_arguments()
     assert arguments["dtype"] == "bfloat16" and isinstance(arguments["quantization_config"], SledInt4Config)
     assert str(Precision("bfloat16", "int4")) == "bfloat16 with int4 weights"
     with pytest.raises(ValueError, match="`quantization`"):
-        Precision("bfloat16", "int5").loading_arguments
+        Precision("bfloat16", "int5").get_loading_arguments()

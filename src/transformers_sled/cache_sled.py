@@ -73,6 +73,11 @@ class SledCacheLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        num_rows, num_positions = self.keys.shape[:2]
+        if num_rows < self.places.num_rows or num_positions < self.places.num_positions:
+            growth = (0, 0, 0, 0, 0, self.places.num_positions - num_positions, 0, self.places.num_rows - num_rows)
+            self.keys = torch.nn.functional.pad(self.keys, growth)
+            self.values = torch.nn.functional.pad(self.values, growth)
         return self._store(self.keys, key_states), self._store(self.values, value_states)
 
     def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -84,16 +89,6 @@ class SledCacheLayer(CacheLayerMixin):
             return states
         rows = stored[: len(places.rows)] if places.are_first_rows else stored[places.rows.to(stored.device)]
         return rows[:, : places.num_visible_positions].transpose(1, 2)
-
-    def grow(self) -> None:
-        """Makes the room that there should be, outside of a compiled step, which would be traced anew."""
-        if not self.is_initialized:
-            return
-        num_rows, num_positions = self.keys.shape[:2]
-        if num_rows < self.places.num_rows or num_positions < self.places.num_positions:
-            growth = (0, 0, 0, 0, 0, self.places.num_positions - num_positions, 0, self.places.num_rows - num_rows)
-            self.keys = torch.nn.functional.pad(self.keys, growth)
-            self.values = torch.nn.functional.pad(self.values, growth)
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """
@@ -136,7 +131,7 @@ class SledCache(Cache):
 
     def __init__(self, num_layers: int, capacity: int | None = None) -> None:
         self.capacity = capacity
-        self.places = SledCachePlaces()
+        self.places = SledCachePlaces(num_positions=capacity or 0)
         super().__init__(layers=[SledCacheLayer(self.places) for _ in range(num_layers)])
 
     def select(
@@ -196,14 +191,9 @@ class SledCache(Cache):
     def _make_room(self, num_rows: int, num_positions: int) -> None:
         places = self.places
         places.num_rows = max(places.num_rows, num_rows)
-        # One more than is ever shown: what is shown of all rows must not be in one piece now and then, for which a
-        # compiled step would be traced anew.
-        missing = max(num_positions, self.capacity or 0) + 1 - places.num_positions
+        missing = num_positions - places.num_positions
         if missing > 0:
-            growth = 0 if self.capacity else max(MIN_GROWTH, places.num_positions // 2)
-            places.num_positions += max(missing, growth)
-        for layer in self.layers:
-            layer.grow()
+            places.num_positions += max(missing, MIN_GROWTH, places.num_positions // 2)
 
     def move_row(self, source: int, target: int, length: int) -> None:
         """

@@ -145,7 +145,9 @@ def _load(
             config = SledConfig.from_pretrained(checkpoint)
             # One text is over before quantizing has paid.
             precision = choose_precision(config, device, num_streams=1, quantizes=False)
-        model = SledForSpeechSynthesis.from_pretrained(checkpoint, device_map=device, **precision.loading_arguments)
+        model = SledForSpeechSynthesis.from_pretrained(
+            checkpoint, device_map=device, **precision.get_loading_arguments()
+        )
         return model, SledProcessor.from_pretrained(checkpoint)
     except OSError as error:
         raise ValueError(f"--model {checkpoint!r} cannot be loaded: {error}") from error

@@ -2,11 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import TYPE_CHECKING, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -15,6 +13,7 @@ from transformers.generation import StoppingCriteriaList
 
 from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32, get_fixed_capacity
 from .interleaving_sled import count_tokens_before, interleave
+from .step_sled import SledStep
 from .text_sled import SledTextPart
 
 
@@ -200,9 +199,8 @@ class SledEngine:
         num_positions (`int`, *optional*):
             Positions that every row has room for, in a cache of fixed capacity. By default the cache grows.
         compile_config ([`~transformers.CompileConfig`], *optional*):
-            Compiles the step with these options. With `dynamic=True` it is traced once, for all lengths and numbers of
-            rows; without, once for every size it meets, of which there are few on a cache of fixed capacity, because rows
-            are padded to powers of two.
+            Compiles the step with these options. With `dynamic=True` it is traced once for all numbers of rows, and without
+            for every one it meets, of which there are few, because rows are then padded to powers of two.
         use_cache (`bool`, *optional*, defaults to `True`):
             Whether to keep keys and values; without them every step reads everything again.
         prefill_size (`int`, *optional*):
@@ -234,17 +232,15 @@ class SledEngine:
             slack = self.config.text_chunk_size or 0
             capacity = None if num_positions is None else get_fixed_capacity(num_positions + slack)
             self._cache = SledCache(self.config.num_hidden_layers, capacity)
-        self._is_compiled = compile_config is not None
-        self._is_dynamic = compile_config is not None and bool(compile_config.dynamic)
-        self._predict = predict_frames if compile_config is None else get_compiled_prediction(model, compile_config)
+        self._step = SledStep(model, compile_config)
+        # Powers of two for a step that is traced for every size it meets.
+        self._pads_to_powers = compile_config is not None and not compile_config.dynamic
         self._dtype, self._device = model.get_input_embeddings().weight.dtype, model.device
         self._mask_dtype = torch.float32 if attends_in_float32(self.config, self._device, self._dtype) else self._dtype
         # The embeddings that the next frames are made from, and how much each row of the cache holds.
         self._inputs = torch.zeros(0, 1, self.config.hidden_size, dtype=self._dtype, device=self._device)
         self._lengths = torch.zeros(0, dtype=torch.long, device=self._device)
         self._layout: _Layout | None = None
-        # The keys whose sizes the compiler has been told to change.
-        self._marked: torch.Tensor | None = None
 
     def join(self, row: SledRow) -> None:
         """
@@ -465,25 +461,14 @@ class SledEngine:
         noise = torch.cat(draws).to(self._device, self._dtype, non_blocking=True)
         if layout.noise_index is not None:
             noise = noise[layout.noise_index]
-        predict = self._predict
         if self._cache is None:
             inputs = self._get_histories()
-        elif starts:
-            # Lengths differ from text to text.
-            inputs, predict = self._get_starts(), predict_frames
         else:
-            if not self._cache.is_initialized:
-                # Room is made outside of a compiled step.
-                predict = predict_frames
-            inputs = self._get_next(layout)
+            inputs = self._get_starts() if starts else self._get_next(layout)
         self._synchronize(True)
-        arguments = (layout.conditional, layout.unconditional, layout.scales, noise)
-        if self._is_dynamic and predict is not predict_frames:
-            self._mark_sizes(inputs, arguments)
-        latents, eos_logits, embeds = predict(self.model, *inputs, self._cache, *arguments)
-        if predict is not predict_frames:
-            # CUDA graphs write the next step's results to the same memory.
-            latents, eos_logits, embeds = latents.clone(), eos_logits.clone(), embeds.clone()
+        latents, eos_logits, embeds = self._step(
+            *inputs, self._cache, layout.conditional, layout.unconditional, layout.scales, noise
+        )
         for row in rows:
             for branch in row.branches:
                 branch.length += 1
@@ -493,23 +478,6 @@ class SledEngine:
             if index is not None:
                 self._inputs[index[: len(rows)]] = embeds[: len(rows)].to(self._dtype)
         return self._end_rows(layout, latents[: len(rows)], eos_logits[: len(rows)])
-
-    def _mark_sizes(self, inputs: _Inputs, arguments: tuple[torch.Tensor | None, ...]) -> None:
-        """Tells the compiler which sizes change. Of others that are equal at first it would take all for one."""
-        assert self._cache is not None
-        places = self._cache.places
-        for tensor in (*inputs, *arguments, places.index, places.rows):
-            if tensor is not None:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        mask = inputs[1]
-        assert mask is not None
-        torch._dynamo.maybe_mark_dynamic(mask, mask.ndim - 1)
-        # Marks stay until there is more room.
-        if self._marked is not (keys := self._cache.layers[0].keys):
-            self._marked = keys
-            for layer in self._cache.layers:
-                for stored in (layer.keys, layer.values):
-                    torch._dynamo.maybe_mark_dynamic(stored, [0, 1])
 
     def _get_next(self, layout: "_Layout") -> _Inputs:
         """One position of every row of the cache."""
@@ -521,7 +489,7 @@ class SledEngine:
             layout.cache_rows, positions, len(self._lengths), num_positions, are_first_rows=True
         )
         mask = None
-        if self._is_compiled or min(lengths) + 1 < num_visible:
+        if min(lengths) + 1 < num_visible:
             mask = self._get_mask(positions, num_visible)
         return self._inputs[: len(layout.cache_rows)], mask, positions, None
 
@@ -570,8 +538,10 @@ class SledEngine:
         device = self._device
 
         def get_size(number: int) -> int:
-            """Few sizes where the step is compiled: powers of two, without 1, which the compiler takes for a rule."""
-            return max(2, 1 << (number - 1).bit_length()) if self._is_compiled else number
+            if self._pads_to_powers:
+                number = 1 << (number - 1).bit_length()
+            # One is a case of its own to the compiler.
+            return max(2, number) if self._step.is_compiled else number
 
         def pad(indices: list[int]) -> torch.Tensor:
             return torch.tensor(indices + [0] * (get_size(len(indices)) - len(indices)), device=device)
@@ -587,7 +557,7 @@ class SledEngine:
         guidance_scales = [float(row.config.guidance_scale) for row in rows]
         scales = torch.tensor(guidance_scales + [1.0] * (len(conditional) - len(rows)), device=device)[:, None]
         # Without guidance both are the same branch, which a compiled step mixes all the same.
-        is_guided = self._is_compiled or any(row.is_guided for row in rows)
+        is_guided = self._step.is_compiled or any(row.is_guided for row in rows)
         criteria: dict[int, tuple[StoppingCriteriaList, list[int]]] = {}
         for index, row in enumerate(rows):
             if row.criteria:
@@ -684,92 +654,6 @@ def get_frame_budget(model: "SledForSpeechSynthesis", num_tokens: int) -> int:
     return math.ceil(seconds * codec_config.sampling_rate / codec_config.hop_length)
 
 
-def predict_frames(
-    model: "SledForSpeechSynthesis",
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor,
-    last: torch.Tensor | None,
-    cache: SledCache | None,
-    conditional: torch.Tensor,
-    unconditional: torch.Tensor | None,
-    scales: torch.Tensor,
-    noise: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    One step of the model: the frames that follow the inputs.
-
-    Args:
-        model ([`SledForSpeechSynthesis`]):
-            The model.
-        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`):
-            What the branches read.
-        attention_mask (`torch.Tensor`, *optional*):
-            What every input sees, as the decoder takes it.
-        position_ids (`torch.LongTensor` of shape `(batch_size, length)`):
-            Positions of the inputs.
-        last (`torch.LongTensor` of shape `(num_branches,)`, *optional*):
-            Index of every branch's last input, counted over the whole batch. The last one of each row by default.
-        cache ([`SledCache`], *optional*):
-            Keys and values.
-        conditional (`torch.LongTensor` of shape `(num_rows,)`):
-            The branches that read text.
-        unconditional (`torch.LongTensor` of shape `(num_rows,)`, *optional*):
-            The branches without text, where any row is guided.
-        scales (`torch.FloatTensor` of shape `(num_rows, 1)`):
-            Guidance scales.
-        noise (`torch.FloatTensor` of shape `(num_rows, noise_dim)`):
-            Noise for the generative head.
-
-    Returns:
-        `tuple(torch.FloatTensor, torch.FloatTensor, torch.FloatTensor)`: latents `(num_rows, latent_dim)`, end-of-speech
-        logits `(num_rows,)` in float32, and the latents' embeddings `(num_rows, 1, hidden_size)`, the next inputs.
-    """
-    outputs = model.model(
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        use_cache=cache is not None,
-        **{CACHE_ARGUMENT: cache},
-    )
-    # The last layers may be on another device than the first.
-    hidden_states = outputs.last_hidden_state.to(noise.device)
-    hidden_states = hidden_states[:, -1] if last is None else hidden_states.flatten(0, 1)[last]
-    mixed = with_text = hidden_states[conditional]
-    if unconditional is not None:
-        without_text = hidden_states[unconditional]
-        mixed = (without_text + scales * (with_text - without_text)).to(with_text.dtype)
-    latents = model.generative_head(mixed, noise).to(noise.device)
-    eos_logits = model.eos_head(with_text).squeeze(-1).to(noise.device, torch.float32)
-    return latents, eos_logits, model.embed_latents(latents[:, None]).to(noise.device)
-
-
-def get_compiled_prediction(model: "SledForSpeechSynthesis", compile_config: CompileConfig) -> Callable:
-    """
-    Compiles [`predict_frames`], once for each model and set of options in a process.
-
-    Args:
-        model ([`SledForSpeechSynthesis`]):
-            The model.
-        compile_config ([`~transformers.CompileConfig`]):
-            Options of `torch.compile`.
-
-    Returns:
-        `Callable`: the compiled function.
-    """
-    options = compile_config.to_dict()
-    predictions = _compiled_predictions.setdefault(model, {})
-    key = repr(sorted(options.items()))
-    if key not in predictions:
-        # With code of its own, because PyTorch compiles the same code only so many times before it gives up.
-        function = FunctionType(predict_frames.__code__.replace(), predict_frames.__globals__)
-        predictions[key] = torch.compile(function, **options)
-    return predictions[key]
-
-
-_compiled_predictions: WeakKeyDictionary["SledForSpeechSynthesis", dict[str, Callable]] = WeakKeyDictionary()
-
-
 @dataclass
 class _Layout:
     """The rows of a step, where they are in the cache, and what differs from row to row."""
@@ -795,4 +679,4 @@ def _split(branch: SledBranch, size: int | None) -> torch.Tensor:
     return portion
 
 
-__all__ = ["SledEngine", "SledFrame", "SledNoise", "SledRow", "get_frame_budget", "predict_frames"]
+__all__ = ["SledEngine", "SledFrame", "SledNoise", "SledRow", "get_frame_budget"]

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
@@ -122,6 +123,7 @@ class SledLinear(nn.Linear):
             or weight.dtype != torch.bfloat16
             or input.device.type != "cpu"
             or torch.is_grad_enabled()
+            # The compiler would carry the order on to products that want another.
             or torch.compiler.is_compiling()
             # Quantized and sharded weights have products of their own.
             or type(weight.data) is not torch.Tensor
@@ -148,54 +150,82 @@ class SledAttention(LlamaAttention):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        cache = kwargs.get(CACHE_ARGUMENT)
+        cache = kwargs.pop(CACHE_ARGUMENT, None)
         is_in_float32 = attends_in_float32(self.config, hidden_states.device, hidden_states.dtype)
         if cache is not None and (is_in_float32 or isinstance(cache, SledCache)):
             dtype = torch.float32 if is_in_float32 else hidden_states.dtype
-            return self._attend_to_cache(hidden_states, position_embeddings, attention_mask, dtype, **kwargs)
+            states = self.project(hidden_states, position_embeddings, dtype)
+            attended, weights = self.attend(*states, attention_mask, cache, **kwargs)
+            return self.dropout(self.o_proj(attended.to(hidden_states.dtype))), weights
         attn_output, attn_weights = super().forward(
-            hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask, **kwargs
+            hidden_states,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            **{CACHE_ARGUMENT: cache},
+            **kwargs,
         )
         return self.dropout(attn_output), attn_weights
 
-    def _attend_to_cache(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None,
-        dtype: torch.dtype,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    # The base class's forward in two, and in fewer operations, which on one position take longer than what they compute.
+
+    def project(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The base class's forward in fewer operations, which on one position take longer than what they compute, and with
-        queries, keys and values, and so the cache, in a type of their own.
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`):
+                Inputs of the layer after their norm.
+            position_embeddings (`tuple(torch.FloatTensor, torch.FloatTensor)`):
+                Cosines and sines of their positions, each `(batch_size, length, head_dim)`.
+            dtype (`torch.dtype`):
+                Type of the cache.
+
+        Returns:
+            `tuple(torch.FloatTensor, torch.FloatTensor, torch.FloatTensor)`: queries, keys and values, each
+            `(batch_size, num_heads, length, head_dim)`.
         """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
             projection(hidden_states).to(dtype, memory_format=torch.contiguous_format).view(shape)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        num_heads = query.shape[2]
         rotated = _rotate(torch.cat([query, key], dim=2), *position_embeddings)
-        query, key, value = (
-            states.transpose(1, 2) for states in (rotated[:, :, :num_heads], rotated[:, :, num_heads:], value)
-        )
-        key, value = kwargs[CACHE_ARGUMENT].update(key, value, self.layer_idx)
+        query, key = rotated.split([query.shape[2], key.shape[2]], dim=2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Cache,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            query, key, value (`torch.FloatTensor`):
+                What [`~SledAttention.project`] returns.
+            attention_mask (`torch.Tensor`, *optional*):
+                What every input sees.
+            cache (`Cache`):
+                Takes the keys and values, and gives those that are seen.
+            kwargs:
+                What the attention function takes besides.
+
+        Returns:
+            `tuple(torch.FloatTensor, torch.FloatTensor | None)`: what was attended to, `(batch_size, length, width)`, and
+            the weights where the attention function returns them.
+        """
+        key, value = cache.update(key, value, self.layer_idx)
         if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.to(dtype)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attended, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            attention_mask = attention_mask.to(query.dtype)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        attended, weights = function(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        attended = attended.reshape(*shape[:2], -1).to(hidden_states.dtype)
-        return self.dropout(self.o_proj(attended)), weights
+        return attended.flatten(2), weights
 
 
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -236,6 +266,22 @@ class SledDecoderLayer(LlamaDecoderLayer):
         self.mlp = SledMLP(config)
         self.input_layernorm = SledRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = SledRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def finish(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """
+        What follows the attention.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`):
+                Inputs of the layer.
+            attended (`torch.FloatTensor` of shape `(batch_size, length, width)`):
+                What [`SledAttention.attend`] returns.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, length, hidden_size)`: outputs of the layer.
+        """
+        hidden_states = hidden_states + self.self_attn.o_proj(attended.to(hidden_states.dtype))
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
 class SledGenerativeHead(nn.Module):

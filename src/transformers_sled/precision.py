@@ -35,9 +35,14 @@ class Precision:
         dtype = "the checkpoint's precision" if self.dtype == "auto" else self.dtype
         return dtype if self.quantization is None else f"{dtype} with {self.quantization} weights"
 
-    @property
-    def loading_arguments(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` (`dict[str, Any]`)."""
+    def get_loading_arguments(self) -> dict[str, Any]:
+        """
+        Returns:
+            `dict[str, Any]`: arguments of `from_pretrained`.
+
+        Raises:
+            `ValueError`: if there is no such quantization, or its package is missing.
+        """
         arguments: dict[str, Any] = {"dtype": self.dtype}
         if self.quantization is not None:
             arguments["quantization_config"] = get_quantization_config(self.quantization)

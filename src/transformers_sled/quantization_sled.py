@@ -25,7 +25,7 @@ DTYPE = torch.bfloat16
 KEPT_MODULES = ("codec", "eos_head", "z_proj", "generative_head.input_proj", "generative_head.final_layer.linear")
 
 # Rounds in which scale and offset of every group are fitted to its 4-bit numbers and these to them.
-FIT_ROUNDS = 8
+FIT_ROUNDS = 4
 
 # Weights that are fitted at a time, so that they stay in the processor's cache.
 _FIT_SIZE = 65_536
@@ -114,7 +114,7 @@ class SledInt4Linear(nn.Module):
                 f"4-bit weights of `SledInt4Config` compute on a CPU, and these are on {self.weight.device}. On other "
                 "devices use `TorchAoConfig`."
             )
-        rows = input.flatten(0, -2).to(DTYPE)
+        rows = input.flatten(0, -2).to(DTYPE).contiguous()
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self.weight, self.group_size, self.scales_and_offsets.to(DTYPE)
         ).to(input.dtype)
@@ -131,8 +131,8 @@ class SledInt4Linear(nn.Module):
             `torch.IntTensor` of shape `(out_features, in_features)`: the weights as whole numbers from 0 to 15.
         """
         # How bytes are laid out differs between processors; a product with ones and zeros tells on each.
-        ones = torch.eye(self.in_features)
-        plain = torch.tensor([1.0, 8.0]).expand(self.scales_and_offsets.shape).contiguous()
+        ones = torch.eye(self.in_features, dtype=DTYPE)
+        plain = torch.tensor([1.0, 8.0], dtype=DTYPE).expand(self.scales_and_offsets.shape).contiguous()
         return torch.ops.aten._weight_int4pack_mm_for_cpu(ones, self.weight, self.group_size, plain).t().int()
 
     def dequantize(self) -> torch.Tensor:

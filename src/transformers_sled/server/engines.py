@@ -200,7 +200,7 @@ def load_engine(checkpoint: str, settings: ServiceSettings) -> LocalEngine:
         precision = Precision(settings.dtype or "bfloat16", settings.quantization)
     logger.info("loading", extra={"details": {"model": checkpoint, "precision": str(precision)}})
     model = SledForSpeechSynthesis.from_pretrained(
-        checkpoint, device_map=settings.device, **precision.loading_arguments
+        checkpoint, device_map=settings.device, **precision.get_loading_arguments()
     )
     if settings.compiles:
         model.compile_generation()
