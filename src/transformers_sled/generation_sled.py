@@ -756,7 +756,7 @@ class SledGenerationMixin(GenerationMixin):
         config = GenerationConfig(guidance_scale=2.0)
         config.eos_threshold = 1.0
         noise = SledNoise(None, 1, self.config.noise_dim, 0.0, self.device)
-        part = SledTextPart([self.config.bos_token_id, self.config.eos_token_id])
+        part = SledTextPart([0, 0])
         # More than two, so that no size of the compiled step is a case of its own.
         for _ in range(3):
             engine.join(SledRow(part, config, noise, max_frames=4))

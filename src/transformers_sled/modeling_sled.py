@@ -260,6 +260,8 @@ class SledRMSNorm(LlamaRMSNorm):
 
 
 class SledDecoderLayer(LlamaDecoderLayer):
+    self_attn: SledAttention
+
     def __init__(self, config: SledConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.self_attn = SledAttention(config, layer_idx)

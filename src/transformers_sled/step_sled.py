@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -95,18 +95,20 @@ class SledStep:
             hidden_states = hidden_states[:, -1] if last is None else hidden_states.flatten(0, 1)[last]
             return _mix_and_predict(self.model, hidden_states, conditional, unconditional, scales, noise)
         decoder = self.model.model
-        layers = list(decoder.layers)
+        layers = cast("list[SledDecoderLayer]", list(decoder.layers))
         dtype = inputs_embeds.dtype
         if attends_in_float32(self.model.config, inputs_embeds.device, dtype):
             dtype = torch.float32
         cos, sin = decoder.rotary_emb(inputs_embeds, position_ids=position_ids)
         # A view is traced as one, and what a layer passes on is none.
         hidden_states = inputs_embeds.clone()
-        states = self._parts["project"](layers[0], hidden_states, cos, sin, dtype)
+        query, key, value = self._parts["project"](layers[0], hidden_states, cos, sin, dtype)
         for layer, following in itertools.pairwise(layers):
-            attended, _ = layer.self_attn.attend(*states, attention_mask, cache)
-            hidden_states, *states = self._parts["cross"](layer, following, hidden_states, attended, cos, sin, dtype)
-        attended, _ = layers[-1].self_attn.attend(*states, attention_mask, cache)
+            attended, _ = layer.self_attn.attend(query, key, value, attention_mask, cache)
+            hidden_states, query, key, value = self._parts["cross"](
+                layer, following, hidden_states, attended, cos, sin, dtype
+            )
+        attended, _ = layers[-1].self_attn.attend(query, key, value, attention_mask, cache)
         results = self._parts["predict"](
             self.model, layers[-1], hidden_states, attended, conditional, unconditional, scales, noise
         )
@@ -165,14 +167,18 @@ def _mix_and_predict(
 
 
 def _is_plain(model: "SledForSpeechSynthesis") -> bool:
-    """Whether nothing has to happen when the decoder's layers are called as modules."""
-    return not model.training and not any(
-        # What accelerate, and what sharding, leave behind; FSDP puts classes of its own in the place of modules'.
-        hasattr(module, "_hf_hook")
-        or module._forward_pre_hooks
-        or module._forward_hooks
-        or type(module).__name__.startswith("FSDP")
-        for module in model.model.modules()
+    """Whether masks are what attention takes, and nothing has to happen when the decoder's layers are called as modules."""
+    return (
+        not model.training
+        and model.config._attn_implementation in ("eager", "sdpa")
+        and not any(
+            # What accelerate, and what sharding, leave behind; FSDP puts classes of its own in the place of modules'.
+            hasattr(module, "_hf_hook")
+            or module._forward_pre_hooks
+            or module._forward_hooks
+            or type(module).__name__.startswith("FSDP")
+            for module in model.model.modules()
+        )
     )
 
 
