@@ -27,7 +27,7 @@ import transformers
 from tqdm import tqdm
 
 from transformers_sled import SledConfig, SledForSpeechSynthesis, SledProcessor
-from transformers_sled.serving_sled import SledStreamServer
+from transformers_sled.serving_sled import SledStream, SledStreamServer
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "offline"
@@ -55,10 +55,10 @@ def load(arguments: argparse.Namespace) -> tuple[SledForSpeechSynthesis, SledPro
 
 def start_server(
     model: SledForSpeechSynthesis, processor: SledProcessor, num_streams: int, guidance_scale: float
-) -> SledStreamServer:
-    """A server whose streams all speak, and have given their first waveforms."""
+) -> tuple[SledStreamServer, list[SledStream]]:
+    """A server whose streams all speak, and have given their first waveforms, and the streams, which end if nobody has them."""
     server = SledStreamServer(model, processor, max_streams=num_streams)
-    for seed in range(num_streams):
+    streams = [
         server.add(
             TEXT,
             generator=torch.Generator().manual_seed(seed),
@@ -66,10 +66,12 @@ def start_server(
             eos_threshold=1.0,
             max_new_tokens=model.config.max_position_embeddings,
         )
+        for seed in range(num_streams)
+    ]
     started = set()
     while len(started) < num_streams:
         started.update(stream for stream, _ in server.step())
-    return server
+    return server, streams
 
 
 def synchronize(device: torch.device) -> None:
@@ -183,7 +185,7 @@ def main() -> None:
             progress.update()
         blocks: dict[int, list[tuple[float, float]]] = {number: [] for number in servers}
         for _ in range(arguments.num_blocks):
-            for number, server in servers.items():
+            for number, (server, _) in servers.items():
                 blocks[number].append(measure_block(server, num_frames))
                 progress.update()
             # After every round, so that nothing is lost.
