@@ -5,8 +5,7 @@ Measures the speech service: how soon it answers, whether listeners wait, and wh
 
 A service with the voices in the box, without a watermark, runs in a process of its own, as `sled serve` runs it, and clients in this one ask it
 over the loopback: 1, 4 and 16 of them at a time, in PCM and MP3, in turns. The same texts, voices and seeds then go to a
-`SledStreamServer` in this process, with no service around it, while the service is idle. Fewer clients take more turns, so
-that there are as many answers.
+`SledStreamServer` in this process, with no service around it, while the service is idle.
 
 What is written: seconds from the start of the service to ready; for each number of clients and format, the median and the
 95th percentile of the seconds to the first byte, the real-time factor, and the share of answers whose listener would have
@@ -157,7 +156,7 @@ def summarize(answers: list[Answer]) -> dict[str, float]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--ray", action="store_true", help="also measure the service on a Ray cluster of this machine")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
@@ -184,10 +183,9 @@ def main() -> None:
                 asyncio.run(ask_all(one.url, 1, "mp3", 0))
             speak_all(server, 1, 0)
             turns = [
-                (num_clients, 1000 * number + turn)
+                (num_clients, 1000 * number)
                 for number in range(arguments.rounds)
                 for num_clients in arguments.num_clients
-                for turn in range(max_streams // num_clients)
             ]
             with tqdm(total=len(turns) * (2 * len(services) + 1), unit="turn") as progress:
                 for num_clients, seed in turns:
