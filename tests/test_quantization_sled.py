@@ -156,8 +156,9 @@ def test_compiled_is_eager(checkpoint, dtype):
     model = load(checkpoint, dtype, quantization_config=SledInt4Config())
     expected = generate(model, guidance_scale=2.0)
     model.compile_generation()
-    # A number that is close to the middle between two in bfloat16 may be rounded to the other one.
-    torch.testing.assert_close(generate(model, guidance_scale=2.0), expected, atol=0.02, rtol=0.02)
+    difference = (generate(model, guidance_scale=2.0) - expected).float()
+    # Products round their inputs, and in bfloat16 the compiler rounds less often in between than PyTorch does.
+    assert difference.norm() / expected.float().norm() < (0.01 if dtype == "float32" else 0.05)
 
 
 @pytest.mark.parametrize("group_size", [0, 48, "32"])
