@@ -11,7 +11,10 @@ import torch
 from transformers_sled import SledForSpeechSynthesis, SledProcessor, SledStreamServer
 
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 TEXTS = ["No.", "She opened the window and looked at the garden.", "It was cold."]
