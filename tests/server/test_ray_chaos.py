@@ -45,10 +45,11 @@ class RunningCluster:
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
 
     def deploy(self, num_replicas: int, **settings) -> None:
-        """Deploys the service, and adds a node for each replica once the ingress is on the head."""
-        application = make_application(RaySettings(num_cpus=3, **settings))
+        """Deploys the service, and adds a node for each replica once the ingresses are on the head."""
+        service_settings = RaySettings(num_cpus=3, **settings)
+        application = make_application(service_settings)
         serve.run_many([RunTarget(application, name="sled")], wait_for_applications_running=False)
-        wait_until(lambda: len(get_replicas("Ingress")) == 1)
+        wait_until(lambda: len(get_replicas("Ingress")) == service_settings.min_replicas)
         self.nodes = [self.add_node() for _ in range(num_replicas)]
         wait_until(lambda: serve.status().applications["sled"].status == "RUNNING")
 
@@ -153,6 +154,31 @@ def test_a_node_that_dies(cluster, settings):
     check_that_some_end(listeners)
     cluster.add_node()
     wait_until(lambda: len(get_replicas()) == 2)
+
+
+def test_who_leaves_makes_room_at_once(cluster, settings):
+    cluster.deploy(1, **{**settings, "max_streams": 1})
+
+    def ask(seed: int, is_leaving: bool = False) -> tuple[float, float]:
+        """Seconds to the first audio, and to the end."""
+        start = time.monotonic()
+        with httpx.stream(
+            "POST", f"{cluster.url}/v1/audio/speech", json={**SPEECH, "seed": seed}, timeout=300
+        ) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            first = time.monotonic() - start
+            if not is_leaving:
+                assert sum(1 for _ in lines) > 100
+        return first, time.monotonic() - start
+
+    ask(0)
+    first, whole = ask(1)
+    ask(2, is_leaving=True)
+    # Had the replica gone on with the one before, this one would have waited for most of that.
+    first_after, _ = ask(3)
+    print(f"first audio after {first:.3f} s, {first_after:.3f} s where another has just left; all after {whole:.1f} s")
+    assert first_after < first + 0.3 * (whole - first)
 
 
 def test_replicas_come_and_go_with_the_load(cluster, settings):
