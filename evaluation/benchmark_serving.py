@@ -27,7 +27,7 @@ import transformers
 from tqdm import tqdm
 
 from transformers_sled import SledConfig, SledForSpeechSynthesis, SledProcessor
-from transformers_sled.serving_sled import SledStreamServer
+from transformers_sled.serving_sled import SledStream, SledStreamServer
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "offline"
@@ -52,10 +52,10 @@ def load(arguments: argparse.Namespace) -> tuple[SledForSpeechSynthesis, SledPro
 
 def start_server(
     model: SledForSpeechSynthesis, processor: SledProcessor, num_streams: int, guidance_scale: float
-) -> SledStreamServer:
-    """A server whose streams all speak, and have given their first waveforms."""
+) -> tuple[SledStreamServer, list[SledStream]]:
+    """A server whose streams all speak, and have given their first waveforms. A stream that nobody holds would end."""
     server = SledStreamServer(model, processor, max_streams=num_streams)
-    for seed in range(num_streams):
+    streams = [
         server.add(
             TEXT,
             generator=torch.Generator().manual_seed(seed),
@@ -63,10 +63,12 @@ def start_server(
             eos_threshold=1.0,
             max_new_tokens=model.config.max_position_embeddings,
         )
-    started = set()
+        for seed in range(num_streams)
+    ]
+    started: set[SledStream] = set()
     while len(started) < num_streams:
         started.update(stream for stream, _ in server.step())
-    return server
+    return server, streams
 
 
 def synchronize(device: torch.device) -> None:
@@ -173,13 +175,13 @@ def main() -> None:
     frame_seconds = codec_config.hop_length / codec_config.sampling_rate
     num_frames = round(0.2 / frame_seconds)
     with tqdm(total=len(arguments.num_streams) * (1 + arguments.num_blocks), unit="block") as progress:
-        servers = {}
+        servers: dict[int, tuple[SledStreamServer, list[SledStream]]] = {}
         for number in sorted(set(arguments.num_streams)):
             servers[number] = start_server(model, processor, number, arguments.guidance_scale)
             progress.update()
         blocks: dict[int, list[tuple[float, float]]] = {number: [] for number in servers}
         for _ in range(arguments.num_blocks):
-            for number, server in servers.items():
+            for number, (server, _) in servers.items():
                 blocks[number].append(measure_block(server, num_frames))
                 progress.update()
             # After every round, so that nothing is lost.
