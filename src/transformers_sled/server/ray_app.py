@@ -98,14 +98,15 @@ class Ingress:
         options = {"num_cpus": 0, "max_concurrency": MAX_RELAYED_TEXTS, "scheduling_strategy": here}
         self._relay = ray.remote(TextRelay).options(**options).remote()
         self._settings = settings
-        self._speakers = speakers
+        # Here, because handles belong to the event loop, and the service loads in a thread.
+        self._engines = [ReplicaEngine(speaker, self._relay) for speaker in speakers]
         self._service: SpeechService | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         def load(settings: ServiceSettings, metrics: ServiceMetrics) -> list[Synthesizer]:
             return [
-                make_synthesizer(checkpoint, ReplicaEngine(speaker, self._relay), settings, metrics)
-                for checkpoint, speaker in zip(settings.checkpoints, self._speakers, strict=True)
+                make_synthesizer(checkpoint, engine, settings, metrics)
+                for checkpoint, engine in zip(settings.checkpoints, self._engines, strict=True)
             ]
 
         app = create_app(self._settings, load)
