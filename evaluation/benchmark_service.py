@@ -9,7 +9,8 @@ over the loopback: 1, 4 and 16 of them at a time, in PCM and MP3, in turns. The 
 
 What is written: seconds from the start of the service to ready; for each number of clients and format, the median and the
 95th percentile of the seconds to the first byte, the real-time factor, and the share of answers whose listener would have
-waited for at most 100 ms; and for each number of clients, the time of the service in PCM over that of the engine alone.
+waited for at most 100 ms; and for each number of clients, the time of the service in PCM over that of the engine alone, as
+the median over the turns.
 
 With `--ray`, the same service on a Ray cluster of this machine takes turns with the others, and what it adds to the first
 byte and to the time of the service in PCM is written, too.
@@ -155,7 +156,7 @@ def summarize(answers: list[Answer]) -> dict[str, float]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--ray", action="store_true", help="also measure the service on a Ray cluster of this machine")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
@@ -182,20 +183,22 @@ def main() -> None:
             for one in services.values():
                 asyncio.run(ask_all(one.url, 1, "mp3", 0))
             speak_all(server, 1, 0)
-            total = arguments.rounds * len(arguments.num_clients) * (2 * len(services) + 1)
-            with tqdm(total=total, unit="turn") as progress:
-                for number in range(arguments.rounds):
-                    for num_clients in arguments.num_clients:
-                        seed = 1000 * number
-                        for audio_format in ("pcm", "mp3"):
-                            for name, one in services.items():
-                                taken, given = asyncio.run(ask_all(one.url, num_clients, audio_format, seed))
-                                answers.setdefault((num_clients, name + audio_format), []).extend(given)
-                                seconds.setdefault((num_clients, name + audio_format), []).append(taken)
-                                progress.update()
-                        alone, _ = speak_all(server, num_clients, seed)
-                        seconds.setdefault((num_clients, "engine"), []).append(alone)
-                        progress.update()
+            turns = [
+                (num_clients, 1000 * number)
+                for number in range(arguments.rounds)
+                for num_clients in arguments.num_clients
+            ]
+            with tqdm(total=len(turns) * (2 * len(services) + 1), unit="turn") as progress:
+                for num_clients, seed in turns:
+                    for audio_format in ("pcm", "mp3"):
+                        for name, one in services.items():
+                            taken, given = asyncio.run(ask_all(one.url, num_clients, audio_format, seed))
+                            answers.setdefault((num_clients, name + audio_format), []).extend(given)
+                            seconds.setdefault((num_clients, name + audio_format), []).append(taken)
+                            progress.update()
+                    alone, _ = speak_all(server, num_clients, seed)
+                    seconds.setdefault((num_clients, "engine"), []).append(alone)
+                    progress.update()
         finally:
             for one in services.values():
                 one.stop()
@@ -203,17 +206,18 @@ def main() -> None:
         {"num_clients": num_clients, "format": audio_format, **summarize(given)}
         for (num_clients, audio_format), given in answers.items()
     ]
-    overhead = {
-        num_clients: float(np.median(seconds[num_clients, "pcm"]) / np.median(seconds[num_clients, "engine"]) - 1)
-        for num_clients in arguments.num_clients
-    }
+
+    def compare(num_clients: int, name: str, other: str) -> float:
+        return float(np.median(np.divide(seconds[num_clients, name], seconds[num_clients, other])))
+
+    overhead = {num_clients: compare(num_clients, "pcm", "engine") - 1 for num_clients in arguments.num_clients}
     ray_overhead = {
         num_clients: {
             "first_byte_seconds": float(
                 np.median([answer.first for answer in answers[num_clients, "ray pcm"]])
                 - np.median([answer.first for answer in answers[num_clients, "pcm"]])
             ),
-            "throughput": float(np.median(seconds[num_clients, "pcm"]) / np.median(seconds[num_clients, "ray pcm"])),
+            "throughput": compare(num_clients, "pcm", "ray pcm"),
         }
         for num_clients in (arguments.num_clients if arguments.ray else ())
     }

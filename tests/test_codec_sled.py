@@ -321,8 +321,11 @@ def test_chunks_depend_on_the_number_of_frames_alone(frames, cuts, prompt_frames
     waveforms += chunker.finish()
 
     first = max(1, 7 - prompt_frames) if pad_mode == "reflect" else 1
-    expected = [first] + [10] * ((frames - first) // 10) + [(frames - first) % 10] if frames >= first else [frames]
-    assert [len(waveform) / hop_length for waveform in waveforms] == [size for size in expected if size > 0]
+    expected, size = [], first
+    while (left := frames - sum(expected)) > 0:
+        expected.append(min(size, left))
+        size = min(2 * size, 10)
+    assert [len(waveform) / hop_length for waveform in waveforms] == expected
     if frames > 0:
         whole = decode_whole(codec, latents)[0, prompt_frames * hop_length :]
         torch.testing.assert_close(torch.cat(waveforms), whole, atol=1e-5, rtol=0)

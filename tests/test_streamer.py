@@ -46,7 +46,7 @@ def test_streamer_gives_the_whole_speech(make_model):
     thread.join()
     assert all(waveform.ndim == 1 and waveform.dtype == torch.float32 for waveform in waveforms)
     frames = [len(waveform) / 24 for waveform in waveforms]
-    assert frames == [7, 20, 20, 20, 20, 3]
+    assert frames == [7, 14, 20, 20, 20, 9]
     torch.testing.assert_close(torch.cat(waveforms), decode_whole(make_codec(), latents)[0], atol=1e-5, rtol=0)
     assert list(streamer) == []
 

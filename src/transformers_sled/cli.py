@@ -263,6 +263,13 @@ def serve(
     cloning: Annotated[
         bool, typer.Option(help="Whether voices may be made over HTTP; without keys, everyone shares them.")
     ] = True,
+    recognizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Speech recognizer, such as openai/whisper-base, that hears what the sample of a voice says. By default "
+            "clients have to write it."
+        ),
+    ] = None,
     watermark: Annotated[
         bool, typer.Option(help="Whether to watermark the speech, where the extra `watermark` is installed.")
     ] = True,
@@ -293,6 +300,7 @@ def serve(
             max_queue=max_queue,
             cors_origins=tuple(cors_origin or ()),
             cloning=cloning,
+            recognizer=recognizer,
             watermark=watermark,
             # On a cluster, replicas with GPUs compute on these, whatever this machine has.
             device=_get_device(device or ("cpu" if on_ray else None)),

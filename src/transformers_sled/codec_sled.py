@@ -808,7 +808,8 @@ class SledStreamingDecoder:
 class SledAudioChunker:
     r"""
     Decides when to decode and what to hand out: latents in, in any portions, waveforms out. The first waveform comes
-    with the first frames that the decoder can turn into audio, and then one for every `chunk_duration` seconds of audio.
+    with the first frames that the decoder can turn into audio, each of the next has up to twice as much audio as the one
+    before it, so that a listener who starts with the first need not wait for the second, until they last `chunk_duration`.
     The sizes do not depend on the portions in which the frames come. Quiet that may be left out between two parts of a
     text is handed out once it is known whether it is.
 
@@ -816,7 +817,7 @@ class SledAudioChunker:
         codec ([`~transformers.EncodecModel`] or [`SledStreamingDecoder`]):
             The codec, as [`SledStreamingDecoder`] takes it, or a decoder of one row, which from now on is the chunker's own.
         chunk_duration (`float`, *optional*, defaults to 0.2):
-            Duration in seconds of every waveform but the first and the last, rounded to whole frames.
+            Duration in seconds of every waveform but the first few and the last, rounded to whole frames.
 
     Raises:
         `ValueError`: if `chunk_duration` is not a positive finite number, the codec cannot be streamed, or the decoder has
@@ -835,7 +836,7 @@ class SledAudioChunker:
     >>> waveforms = [waveform for frame in latents.split(1, dim=1) for waveform in chunker.push(frame)]
     >>> waveforms += chunker.finish()
     >>> [len(waveform) / codec.config.hop_length for waveform in waveforms]
-    [7.0, 15.0, 15.0, 3.0]
+    [7.0, 14.0, 15.0, 4.0]
 
     ```
     """
@@ -850,7 +851,8 @@ class SledAudioChunker:
         self.hop_length = codec_config.hop_length
         self.chunk_frames = max(1, round(chunk_duration * codec_config.sampling_rate / self.hop_length))
         self._pending = self.decoder._held[:, :0]
-        self._is_first = True
+        # Frames of the waveform before, none at first.
+        self._last_frames = 0
         # Samples of the prompt that the decoder has yet to return.
         self._prompt_samples = 0
         self._num_frames = 0
@@ -858,7 +860,9 @@ class SledAudioChunker:
 
     @property
     def _next_frames(self) -> int:
-        return max(1, self.decoder.frames_to_start) if self._is_first else self.chunk_frames
+        if self._last_frames == 0:
+            return max(1, self.decoder.frames_to_start)
+        return min(2 * self._last_frames, self.chunk_frames)
 
     def push(self, latents: Tensor, is_prompt: bool = False) -> list[Tensor]:
         r"""
@@ -890,7 +894,7 @@ class SledAudioChunker:
         while self._pending.shape[1] >= (frames := self._next_frames):
             block, self._pending = self._pending[:, :frames], self._pending[:, frames:]
             waveforms += self._cut(self.decoder.decode(block))
-            self._is_first = False
+            self._last_frames = frames
         return waveforms
 
     def finish(self) -> list[Tensor]:

@@ -164,7 +164,7 @@ class SledAudioStreamer(BaseStreamer):
         model ([`~transformers.PreTrainedModel`]):
             The model that generates, or its codec.
         chunk_duration (`float`, *optional*, defaults to 0.2):
-            Duration in seconds of every waveform but the first, which is shorter, and the last.
+            Duration in seconds of every waveform but the first few, which are shorter, and the last.
         timeout (`float`, *optional*):
             Seconds to wait for the next waveform before `queue.Empty` is raised. Waits without end if not given.
 
@@ -655,7 +655,8 @@ class SledGenerationMixin(GenerationMixin):
             processor ([`SledProcessor`]):
                 The model's processor.
             chunk_duration (`float`, *optional*, defaults to 0.2):
-                Duration in seconds of every waveform but the first, which comes as early as possible, and the last.
+                Duration in seconds of every waveform but the last and the first few, of which the first comes as early as
+                possible and each has up to twice as much as the one before.
             max_duration (`float`, *optional*):
                 Duration in seconds after which the speech is cut off. A source that never ends needs one.
             kwargs:
@@ -701,7 +702,7 @@ class SledGenerationMixin(GenerationMixin):
             processor ([`SledProcessor`]):
                 The model's processor.
             chunk_duration (`float`, *optional*, defaults to 0.2):
-                Duration in seconds of every waveform but the first and the last.
+                Duration in seconds of every waveform but the first few and the last.
             max_duration (`float`, *optional*):
                 Duration in seconds after which the speech is cut off.
             kwargs:

@@ -346,7 +346,7 @@ class SledStreamServer:
                 The text, or pieces of it, cut anywhere, that are fetched when they are needed. Without it, the text comes
                 by [`SledStream.push`] until [`SledStream.finish`]. An offline model waits for the last piece.
             chunk_duration (`float`, *optional*, defaults to 0.2):
-                Duration in seconds of every waveform but the first, which comes as early as possible, and the last.
+                Duration in seconds of every waveform but the first few, as with `stream`, and the last.
             max_duration (`float`, *optional*):
                 Duration in seconds after which the speech is cut off. A source that never ends needs one.
             kwargs:

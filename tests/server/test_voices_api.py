@@ -2,11 +2,17 @@
 
 import json
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
 import soundfile
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 
 
 def make_recording(seconds=2.0, rate=16_000, audio_format="WAV") -> bytes:
@@ -106,6 +112,47 @@ def speak(client, voice) -> bytes:
     return client.audio.speech.create(
         model="tts-1", voice=voice, input="No.", response_format="pcm", extra_body={"seed": 1}
     ).content
+
+
+def make_recognizer(folder, heard: str) -> str:
+    """A recognizer that hears one letter all the time, or nothing."""
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", "a"]
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({letter: index for index, letter in enumerate(letters)}))
+    Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    config = Wav2Vec2Config(
+        vocab_size=len(letters), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        conv_dim=[8] * 7, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    model = Wav2Vec2ForCTC(config)
+    with torch.no_grad():
+        model.lm_head.bias[letters.index(heard or "<pad>")] = 1e3
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_recognizer_hears_what_a_sample_says(make_service, tmp_path):
+    with make_service(recognizer=make_recognizer(tmp_path / "letter", "a")) as service:
+        assert service.client().get("/ready").json()["recognizer"]
+        client = make_client(service)
+        consent = give_consent(client)
+        heard = make_voice(client, consent, transcript=None)
+        given = make_voice(client, consent, transcript="Two plus two.", name="other")
+        assert (heard.transcript, given.transcript) == ("a", "Two plus two.")
+        assert speak(client, heard.id) not in (b"", speak(client, given.id))
+    with make_service(recognizer=make_recognizer(tmp_path / "silence", "")) as service:
+        client = make_client(service)
+        with pytest.raises(openai.BadRequestError, match="No words were heard") as caught:
+            make_voice(client, give_consent(client), transcript=None)
+        assert caught.value.param == "audio_sample"
+
+
+@pytest.mark.parametrize("recognizer", ["nobody/nothing", str(GOLDEN / "offline")])
+def test_what_is_no_recognizer_ends_the_start(make_service, recognizer):
+    with make_service(recognizer=recognizer, is_awaited=False) as service:
+        service.wait_until(lambda: not service.service.is_healthy)
+        assert service.client().get("/ready").status_code == 503
 
 
 @pytest.mark.parametrize("audio_format", ["FLAC", "OGG", "MP3"])

@@ -106,7 +106,11 @@ def create_app(settings: ServiceSettings | None = None, load: SynthesizerLoader 
     async def ready(service: Service) -> JSONResponse:
         """Whether the service takes requests."""
         is_ready = service.is_ready
-        content = {"status": "ready" if is_ready else "not ready", "watermark": service.settings.is_watermarking}
+        content = {
+            "status": "ready" if is_ready else "not ready",
+            "watermark": service.settings.is_watermarking,
+            "recognizer": service.settings.recognizer is not None,
+        }
         return JSONResponse(content, 200 if is_ready else 503)
 
     @app.get("/metrics", response_class=Response, responses={401: ERROR_RESPONSES[401]})

@@ -219,12 +219,13 @@ async def create_voice(
     name: Annotated[str, Form(min_length=1, max_length=256)],
     consent: Annotated[str, Form(max_length=256)],
     audio_sample: Annotated[UploadFile, File(description="The voice, at most 10 MiB.")],
-    transcript: Annotated[str, Form(min_length=1, max_length=2000, description="What the sample says.")],
+    transcript: Annotated[
+        str | None,
+        Form(max_length=2000, description="What the sample says. Needed where the service has no recognizer."),
+    ] = None,
 ) -> dict[str, Any]:
     """Makes a voice from a sample of it, on a consent that was given before."""
     given = await asyncio.to_thread(service.voices.get_consent, consent, owner)
-    if not transcript.strip():
-        raise ServiceError(400, "`transcript` must not be empty.", "transcript")
     waveform = await _read_recording(audio_sample, "audio_sample", service)
     rate = service.get_synthesizer().sampling_rate
     seconds = len(waveform) / rate
@@ -234,18 +235,20 @@ async def create_voice(
             f"`audio_sample` must last {MIN_SAMPLE_SECONDS:g} to {MAX_SAMPLE_SECONDS:g} s, got {seconds:.2f} s.",
             "audio_sample",
         )
+    transcript = (transcript or "").strip() or await service.transcribe(waveform, rate)
     try:
         for synthesizer in service.synthesizers:
-            await asyncio.to_thread(synthesizer.check_voice, transcript.strip(), waveform)
+            await asyncio.to_thread(synthesizer.check_voice, transcript, waveform)
     except ValueError as error:
         raise ServiceError(400, str(error), "audio_sample") from error
-    voice = await asyncio.to_thread(service.voices.add, name, transcript.strip(), waveform, rate, given, owner)
+    voice = await asyncio.to_thread(service.voices.add, name, transcript, waveform, rate, given, owner)
     return {
         "id": voice.id,
         "object": "audio.voice",
         "type": "audio_sample",
         "name": voice.name,
         "created_at": voice.created_at,
+        "transcript": voice.prompt_text,
     }
 
 

@@ -7,11 +7,14 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
+import numpy as np
+
 from .audio_formats import AudioEncoder
 from .authentication import Authenticator
 from .engines import SpeakingStyle
 from .errors import ServiceError
 from .metrics import ServiceMetrics
+from .recognition import Recognizer
 from .settings import ServiceSettings
 from .synthesizers import Speech, Synthesizer, load_synthesizers
 from .voice_library import Voice, VoiceLibrary
@@ -44,6 +47,7 @@ class SpeechService:
         self.voices = VoiceLibrary(settings.voices_folder)
         self.is_draining = False
         self._synthesizers: list[Synthesizer] = []
+        self._recognizer: Recognizer | None = None
         self._loading_error: Exception | None = None
 
     @contextlib.asynccontextmanager
@@ -62,6 +66,8 @@ class SpeechService:
     def _load(self) -> None:
         try:
             synthesizers = self._load_synthesizers(self.settings, self.metrics)
+            if self.settings.recognizer is not None and self.settings.cloning:
+                self._recognizer = Recognizer(self.settings.recognizer, self.settings.device)
             for synthesizer in reversed(synthesizers):
                 self.voices.add_shared(synthesizer.voices, synthesizer.default_voice)
             for synthesizer in synthesizers:
@@ -178,6 +184,28 @@ class SpeechService:
                 yield encoder.finish()
             finally:
                 details.update(speech.summary)
+
+    async def transcribe(self, waveform: np.ndarray, sampling_rate: int) -> str:
+        r"""
+        Writes down what the sample of a voice says.
+
+        Args:
+            waveform (`np.ndarray` of shape `(num_samples,)`):
+                The sample in float32.
+            sampling_rate (`int`):
+                Its sampling rate in Hz.
+
+        Raises:
+            [`ServiceError`]: if the service has no recognizer, or it hears no words.
+        """
+        if self._recognizer is None:
+            raise ServiceError(
+                400, "`transcript` must say what the sample says: the service has no recognizer.", "transcript"
+            )
+        transcript = await asyncio.to_thread(self._recognizer.recognize, waveform, sampling_rate)
+        if not transcript:
+            raise ServiceError(400, "No words were heard in `audio_sample`.", "audio_sample")
+        return transcript
 
     def check_length(self, num_characters: int) -> None:
         """Raises a [`ServiceError`] if a text is too long."""

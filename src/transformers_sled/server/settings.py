@@ -49,6 +49,9 @@ class ServiceSettings:
             Where voices that are made over HTTP are kept: a path, or a URL that fsspec opens.
         cloning (`bool`, *optional*, defaults to `True`):
             Whether voices may be made over HTTP. Where no keys are asked for, everyone shares them.
+        recognizer (`str`, *optional*):
+            Model of `pipeline("automatic-speech-recognition")` that writes down what the sample of a voice says where the
+            client does not: a repository on the Hub or a folder. By default the client has to.
         watermark (`bool`, *optional*, defaults to `True`):
             Whether to watermark the speech, where the extra `watermark` is installed.
     """
@@ -70,6 +73,7 @@ class ServiceSettings:
     cors_origins: tuple[str, ...] = ()
     voices_folder: str | Path = Path.home() / ".local" / "share" / "transformers-sled" / "voices"
     cloning: bool = True
+    recognizer: str | None = None
     watermark: bool = True
 
     def __post_init__(self) -> None:

@@ -378,11 +378,13 @@ element("clone-form").addEventListener("submit", showing("clone-status", async (
   element("clone-fields").disabled = true;
   element("clone-status").textContent = "The voice is in the list.";
 }));
-/** Tells whether speech is watermarked. */
-async function showWatermark() {
-  const { watermark } = await (await fetch("ready")).json();
+/** Tells whether speech is watermarked, and whether the service hears by itself what a sample says. */
+async function showService() {
+  const { watermark, recognizer } = await (await fetch("ready")).json();
   element("watermark").textContent = watermark ? "It is watermarked." : "It is not watermarked.";
+  element("transcript").required = !recognizer;
+  element("transcript-note").hidden = !recognizer;
 }
 
-showWatermark().catch(() => {});
+showService().catch(() => {});
 listVoices().then(showCloning).catch((error) => say(error.message));
