@@ -177,7 +177,8 @@ def main() -> None:
         services = {"": service}
         try:
             if arguments.ray:
-                services["ray "] = Service(max_streams, folder, "--ray")
+                # Two models, with a thread each, and the ingress, which counts for one core, on two cores.
+                services["ray "] = Service(max_streams, folder, "--ray", "--num-cpus", "0.5")
             # What is only done once is not what is measured.
             for one in services.values():
                 asyncio.run(ask_all(one.url, 1, "mp3", 0))

@@ -56,7 +56,7 @@ def load(arguments: argparse.Namespace) -> tuple[SledForSpeechSynthesis, SledPro
 def start_server(
     model: SledForSpeechSynthesis, processor: SledProcessor, num_streams: int, guidance_scale: float
 ) -> tuple[SledStreamServer, list[SledStream]]:
-    """A server whose streams all speak, and have given their first waveforms, and the streams, which end if nobody has them."""
+    """A server whose streams all speak, and have given their first waveforms. A stream that nobody holds would end."""
     server = SledStreamServer(model, processor, max_streams=num_streams)
     streams = [
         server.add(
@@ -68,7 +68,7 @@ def start_server(
         )
         for seed in range(num_streams)
     ]
-    started = set()
+    started: set[SledStream] = set()
     while len(started) < num_streams:
         started.update(stream for stream, _ in server.step())
     return server, streams
@@ -179,7 +179,7 @@ def main() -> None:
     frame_seconds = codec_config.hop_length / codec_config.sampling_rate
     num_frames = round(0.2 / frame_seconds)
     with tqdm(total=len(arguments.num_streams) * (1 + arguments.num_blocks), unit="block") as progress:
-        servers = {}
+        servers: dict[int, tuple[SledStreamServer, list[SledStream]]] = {}
         for number in sorted(set(arguments.num_streams)):
             servers[number] = start_server(model, processor, number, arguments.guidance_scale)
             progress.update()

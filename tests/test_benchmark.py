@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden"
 sys.path.append(str(ROOT / "evaluation"))
 
+import benchmark_serving  # noqa: E402
 import run_benchmark  # noqa: E402
+import simulate_serving  # noqa: E402
 from run_benchmark import Configuration  # noqa: E402
 
 
@@ -109,6 +111,23 @@ def test_interrupted_benchmark_keeps_its_rounds(checkpoint, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["benchmark.json"]
     (result,) = json.loads((tmp_path / "benchmark.json").read_text())["results"]
     assert result["rounds"] == 1 and result["ms_per_frame"] > 0
+
+
+def test_streams_are_measured_and_their_times_played_through(checkpoint, tmp_path, monkeypatch, capsys):
+    output, plot = tmp_path / "serving.json", tmp_path / "many_machines.png"
+    command = ["benchmark_serving.py", "--model", str(checkpoint), "--num-streams", "1", "2", "--num-blocks", "2"]
+    monkeypatch.setattr(sys, "argv", [*command, "--output", str(output)])
+    benchmark_serving.main()
+    results = json.loads(output.read_text())["results"]
+    assert [result["num_streams"] for result in results] == [1, 2]
+    assert all(result["milliseconds_per_frame"] > 0 for result in results)
+    command = ["simulate_serving.py", str(output), "--num-replicas", "3", "--max-streams", "2", "--max-queue", "4"]
+    command += ["--num-texts", "400", "--loads", "0.3", "3.0", "--plot", str(plot)]
+    monkeypatch.setattr(sys, "argv", command)
+    simulate_serving.main()
+    light, heavy = capsys.readouterr().out.splitlines()[-2:]
+    assert "refused_share 0.000" in light and "refused_share 0.6" in heavy
+    assert plot.stat().st_size > 0
 
 
 def test_floor_counts_the_weights_of_a_frame(checkpoint):

@@ -25,6 +25,9 @@ from .processing_sled import SledProcessor
 from .voices import builtin_voice
 
 
+# Of a batch job. Some are as many as there are bad rows.
+MAX_SHOWN_ERRORS = 10
+
 app = typer.Typer(
     name="sled",
     help="Text to speech with SLED.",
@@ -322,7 +325,8 @@ def serve(
             cloning=cloning,
             recognizer=recognizer,
             watermark=watermark,
-            device=_get_device(device),
+            # On a cluster, replicas with GPUs compute on these, whatever this machine has.
+            device=_get_device(device or ("cpu" if on_ray else None)),
             dtype=dtype,
             quantization=quantization,
             compiles=compile_step,
@@ -404,8 +408,13 @@ def batch(
             rows_per_file=rows_per_file,
         )
         report = run_batch(source, output, settings, split)
-    for error, count in report.errors.items():
+    errors = list(report.errors.items())
+    for error, count in errors[:MAX_SHOWN_ERRORS]:
         typer.echo(f"{count} rows: {error}", err=True)
+    if len(errors) > MAX_SHOWN_ERRORS:
+        typer.echo(
+            f"and {len(errors) - MAX_SHOWN_ERRORS} other errors, which {output / 'report.json'} names", err=True
+        )
     typer.echo(
         f"{report.rows} rows, {report.num_errors} of them with an error, {report.audio_seconds:.1f} s of speech; this time "
         f"{report.spoken_rows} rows, {report.spoken_seconds:.1f} s of speech in {report.seconds:.1f} s",

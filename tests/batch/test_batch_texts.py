@@ -82,7 +82,9 @@ def test_sources_that_cannot_be_read(name, content, message, tmp_path):
         ({"text": None}, "`text` must be a string"),
         ({"text": " \n"}, "`text` must not be empty"),
         ({"text": "x" * 101}, "at most 100 characters, got 101"),
+        ({"text": "No\ud83d."}, "`text` must be Unicode"),
         ({"text": "No.", "voice": 3}, "`voice` must be a string"),
+        ({"text": "No.", "voice": "\ud83d"}, "`voice` must be Unicode"),
         ({"text": "No.", "language": 3}, "`language` must be a string"),
         ({"text": "No.", "seed": -1}, "`seed` must be a whole number"),
         ({"text": "No.", "seed": "one"}, "`seed` must be a whole number"),
@@ -94,7 +96,7 @@ def test_bad_rows_are_rows_with_an_error(record, message):
     assert row.id == "7" and message in (row.error or "")
 
 
-@pytest.mark.parametrize("name", [None, "", True, 1.5])
+@pytest.mark.parametrize("name", [None, "", True, 1.5, "\ud83d"])
 def test_a_row_needs_an_id(name):
     with pytest.raises(ValueError, match="`id` must be"):
         check_record({"id": name, "text": "No."}, 100)

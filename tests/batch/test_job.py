@@ -75,6 +75,13 @@ def test_a_job(checkpoint, tmp_path):
         assert isinstance(dataset.features["audio"], datasets.Audio)
         heard = dataset.cast_column("audio", datasets.Audio(decode=False)).filter(lambda row: row["error"] is None)
         assert len(heard) == 68 and heard[0]["audio"]["bytes"].startswith(b"fLaC")
+        # As if it had been killed in the middle of a file.
+        file = next((output / "data").glob("*.parquet"))
+        file.write_bytes(file.read_bytes()[:1_000])
+        [done] = (output / ".batch" / "checkpoint").glob(f"{file.stem.rpartition('-')[0]}*")
+        done.rename(done.with_suffix(".pending.parquet"))
+        assert 0 < run_batch(source, output, settings).spoken_rows < 70
+        assert read_rows(output) == rows
         next((output / "data").glob("*.parquet")).unlink()
         with pytest.raises(ValueError, match="rows in place of 70"):
             run_batch(source, output, settings)

@@ -213,6 +213,8 @@ def test_settings_by_name():
         app({"max_replica": 3})
     with pytest.raises(ValueError, match="min_replicas"):
         app({"min_replicas": 3})
+    with pytest.raises(ValueError, match="max_queue"):
+        app({"max_queue": 0})
 
 
 @pytest.mark.parametrize("name", ["serve.yaml", "rayservice.yaml"])

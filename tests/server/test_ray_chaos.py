@@ -6,10 +6,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from ray_cluster import OBJECT_STORE_BYTES, save_tiny_checkpoints
 
@@ -18,10 +22,7 @@ ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 serve = pytest.importorskip("ray.serve", reason="needs the extra `ray`")
 
 from ray.cluster_utils import Cluster  # noqa: E402
-from ray.serve.api import RunTarget  # noqa: E402
 from ray.util.state import list_actors  # noqa: E402
-
-from transformers_sled.server.ray_app import RaySettings, make_application  # noqa: E402
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -33,24 +34,36 @@ SPEECH["response_format"] = "pcm"
 class RunningCluster:
     """A head that is large enough for ingresses alone, nodes for a replica each, and where the service on them listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Path) -> None:
+        self.config = config
         os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
         self.cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES}
         )
-        ray.init(address=self.cluster.address, log_to_driver=False)
+        self.dashboard = ray.init(address=self.cluster.address, log_to_driver=False).dashboard_url
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
 
     def deploy(self, num_replicas: int, **settings) -> None:
-        """Deploys the service, and adds a node for each replica once the ingress is on the head."""
-        application = make_application(RaySettings(num_cpus=3, **settings))
-        serve.run_many([RunTarget(application, name="sled")], wait_for_applications_running=False)
-        wait_until(lambda: len(get_replicas("Ingress")) == 1)
+        """Deploys the service, and adds a node for each replica once the ingresses are on the head."""
+        self.apply(settings)
+        wait_until(lambda: len(get_replicas("Ingress")) == settings.get("min_replicas", 1))
         self.nodes = [self.add_node() for _ in range(num_replicas)]
         wait_until(lambda: serve.status().applications["sled"].status == "RUNNING")
+
+    def apply(self, settings: dict, **autoscaling) -> None:
+        """Says what the service is to be, by `serve deploy`."""
+        application = {
+            "name": "sled",
+            "import_path": "transformers_sled.server.ray_app:app",
+            "args": {"num_cpus": 3, **settings},
+            "deployments": [{"name": "Speaker", "autoscaling_config": autoscaling}] if autoscaling else [],
+        }
+        self.config.write_text(yaml.safe_dump({"applications": [application]}))
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(self.config)]
+        subprocess.run([*command, "--address", f"http://{self.dashboard}"], check=True)
 
     def add_node(self):
         return self.cluster.add_node(num_cpus=3, object_store_memory=OBJECT_STORE_BYTES)
@@ -68,8 +81,8 @@ def get_replicas(name: str = "Speaker") -> dict[int, str]:
 
 
 @pytest.fixture
-def cluster():
-    running = RunningCluster()
+def cluster(tmp_path):
+    running = RunningCluster(tmp_path / "serve.yaml")
     yield running
     running.stop()
 
@@ -155,13 +168,46 @@ def test_a_node_that_dies(cluster, settings):
     wait_until(lambda: len(get_replicas()) == 2)
 
 
+def test_who_leaves_makes_room_at_once(cluster, settings):
+    cluster.deploy(1, **{**settings, "max_streams": 1})
+
+    def ask(seed: int, is_leaving: bool = False) -> tuple[float, float]:
+        """Seconds to the first audio, and to the end."""
+        start = time.monotonic()
+        with httpx.stream(
+            "POST", f"{cluster.url}/v1/audio/speech", json={**SPEECH, "seed": seed}, timeout=300
+        ) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            first = time.monotonic() - start
+            if not is_leaving:
+                assert sum(1 for _ in lines) > 100
+        return first, time.monotonic() - start
+
+    ask(0)
+    first, whole = ask(1)
+    ask(2, is_leaving=True)
+    # Had the replica gone on with the one before, this one would have waited for most of that.
+    first_after, _ = ask(3)
+    print(f"first audio after {first:.3f} s, {first_after:.3f} s where another has just left; all after {whole:.1f} s")
+    assert first_after < first + 0.3 * (whole - first)
+
+
 def test_replicas_come_and_go_with_the_load(cluster, settings):
     cluster.deploy(2, **settings, max_replicas=2)
     assert len(get_replicas()) == 1
+    # Ray Serve waits half a minute before it adds a replica, and ten before it takes one away.
+    cluster.apply(
+        {**settings, "max_replicas": 2},
+        min_replicas=1,
+        max_replicas=2,
+        target_ongoing_requests=1.5,
+        upscale_delay_s=1,
+        downscale_delay_s=20,
+    )
     listeners = asyncio.run(listen_while(cluster.url, 2, lambda: wait_until(lambda: len(get_replicas()) == 2)))
     assert [listener.last["type"] for listener in listeners] == ["speech.audio.done"] * 2
-    # Ray Serve waits ten minutes before it takes a replica away.
-    wait_until(lambda: len(get_replicas()) == 1, 1_200)
+    wait_until(lambda: len(get_replicas()) == 1)
 
 
 def test_an_update_breaks_no_stream(cluster, settings):
@@ -169,7 +215,7 @@ def test_an_update_breaks_no_stream(cluster, settings):
     before = set(get_replicas())
 
     def update() -> None:
-        serve.run(make_application(RaySettings(num_cpus=3, **{**settings, "max_duration": 5.0})), name="sled")
+        cluster.apply({**settings, "max_duration": 5.0})
 
     listeners = asyncio.run(listen_while(cluster.url, 2, update))
     assert [listener.last["type"] for listener in listeners] == ["speech.audio.done"] * 2

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -215,13 +214,18 @@ def _speak(work: Path, data: Path, settings: BatchSettings) -> None:
 
 def _count(data: Path) -> BatchReport:
     """What is in the files."""
-    files = sorted(map(str, data.glob("*.parquet")))
-    if not files:
-        return BatchReport(0, {}, 0.0, 0, 0.0, 0.0)
-    table = pa.dataset.dataset(files).to_table(columns=["duration", "error"])
-    errors = Counter(error for error in table["error"].to_pylist() if error is not None)
-    seconds = sum(value for value in table["duration"].to_pylist() if value is not None)
-    return BatchReport(table.num_rows, dict(errors.most_common()), seconds, 0, 0.0, 0.0)
+    num_rows, seconds = 0, 0.0
+    errors: Counter[str] = Counter()
+    for file in sorted(data.glob("*.parquet")):
+        try:
+            table = pa.parquet.read_table(file, columns=["duration", "error"])
+        except pa.ArrowInvalid:
+            # The job was stopped while it was written. Ray Data removes it before it goes on.
+            continue
+        num_rows += table.num_rows
+        seconds += sum(value for value in table["duration"].to_pylist() if value is not None)
+        errors.update(error for error in table["error"].to_pylist() if error is not None)
+    return BatchReport(num_rows, dict(errors.most_common()), seconds, 0, 0.0, 0.0)
 
 
 def _make_card() -> str:

@@ -109,6 +109,11 @@ def _parse_seed(text: str | None) -> int | float | str | None:
     return text
 
 
+def _is_unicode(value: object) -> bool:
+    """Whether it can be written to a file: JSON may name one half of a pair of code units."""
+    return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def check_record(record: dict[str, Any], max_characters: int) -> TextRow:
     r"""
     Makes a row of a record. What is wrong with it becomes the row's error, except for its id, without which there is no
@@ -133,10 +138,15 @@ def check_record(record: dict[str, Any], max_characters: int) -> TextRow:
             f"`id` must be a string or a whole number, got {name!r} in the row with the text {text!r:.60}."
         )
     name = str(name)
+    broken = next((column for column, value in zip(COLUMNS, values, strict=True) if not _is_unicode(value)), None)
+    if broken == "id":
+        raise ValueError(f"`id` must be Unicode, got {name!a}.")
     # So that a row sounds the same wherever and with whatever it is spoken.
-    default_seed = int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:7], "big")
+    default_seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     error = None
-    if not isinstance(text, str):
+    if broken is not None:
+        error = f"`{broken}` must be Unicode, got half a character."
+    elif not isinstance(text, str):
         error = f"`text` must be a string, got {text!r:.60}."
     elif not text.strip():
         error = "`text` must not be empty."

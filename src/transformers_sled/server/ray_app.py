@@ -10,16 +10,13 @@ rather than to WebSockets and questions about its health, and because those who 
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import ray
 from fastapi import FastAPI
 from pydantic import ConfigDict, TypeAdapter
 from ray import cloudpickle, serve
-from ray.actor import ActorHandle
 from ray.serve import Application
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
@@ -27,15 +24,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from . import text_relay
 from .application import create_app
-from .engines import SpeakingStyle, load_engine
 from .logs import log_as_json
 from .metrics import ServiceMetrics
-from .replica_engine import ReplicaEngine, speak_remotely
+from .replica_engine import ReplicaEngine, Speaker
 from .service import SpeechService
 from .settings import ServiceSettings
 from .synthesizers import Synthesizer, make_synthesizer
 from .text_relay import TextRelay
-from .voice_library import Voice
 
 
 APPLICATION_NAME = "sled"
@@ -82,40 +77,13 @@ class RaySettings(ServiceSettings):
                 "`min_replicas` must be at least 1 and at most `max_replicas`, got "
                 f"{self.min_replicas} and {self.max_replicas}."
             )
+        if self.max_queue < 1:
+            raise ValueError(
+                f"`max_queue` must be at least 1 on a cluster, where a text waits until a replica has answered, got {self.max_queue}."
+            )
         for name in ("num_cpus", "num_gpus"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-
-
-class Speaker:
-    """A replica: one model, which speaks up to `max_streams` texts at a time."""
-
-    def __init__(self, checkpoint: str, settings: RaySettings) -> None:
-        log_as_json("transformers_sled.server")
-        # Ray Serve lets a text come when there is a place for it. Another may still be leaving that.
-        settings = replace(settings, max_queue=settings.max_streams)
-        if settings.num_gpus:
-            settings = replace(settings, device="cuda")
-        self._engine = load_engine(checkpoint, settings)
-        self._engine.start()
-
-    async def speak(
-        self,
-        text: str | None,
-        voice: Voice | None,
-        style: SpeakingStyle,
-        max_duration: float,
-        relay: "ActorHandle[TextRelay]",
-        name: str,
-    ) -> AsyncGenerator[np.ndarray | None, None]:
-        """Speaks a text. See [`speak_remotely`]."""
-        async for waveform in speak_remotely(self._engine, text, voice, style, max_duration, relay, name):
-            yield waveform
-
-    def check_health(self) -> None:
-        """Raises a `RuntimeError` if the model does not speak any more, so that the replica is replaced."""
-        if not self._engine.is_alive:
-            raise RuntimeError("The model does not speak any more.")
 
 
 @serve.ingress()
@@ -130,14 +98,15 @@ class Ingress:
         options = {"num_cpus": 0, "max_concurrency": MAX_RELAYED_TEXTS, "scheduling_strategy": here}
         self._relay = ray.remote(TextRelay).options(**options).remote()
         self._settings = settings
-        self._speakers = speakers
+        # Here, because handles belong to the event loop, and the service loads in a thread.
+        self._engines = [ReplicaEngine(speaker, self._relay) for speaker in speakers]
         self._service: SpeechService | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         def load(settings: ServiceSettings, metrics: ServiceMetrics) -> list[Synthesizer]:
             return [
-                make_synthesizer(checkpoint, ReplicaEngine(speaker, self._relay), settings, metrics)
-                for checkpoint, speaker in zip(settings.checkpoints, self._speakers, strict=True)
+                make_synthesizer(checkpoint, engine, settings, metrics)
+                for checkpoint, engine in zip(settings.checkpoints, self._engines, strict=True)
             ]
 
         app = create_app(self._settings, load)
@@ -181,6 +150,7 @@ def make_application(settings: RaySettings) -> Application:
         # The new ones are there before the old ones go.
         "max_surge_percent": 100,
     }
+    device = "cuda" if settings.num_gpus else settings.device
     speakers = []
     for name, checkpoint in zip(("Speaker", "StreamingSpeaker"), settings.checkpoints, strict=False):
         deployment = serve.deployment(
@@ -192,7 +162,7 @@ def make_application(settings: RaySettings) -> Application:
             ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
             **common,
         )
-        speakers.append(deployment.bind(checkpoint, settings))
+        speakers.append(deployment.bind(checkpoint, replace(settings, device=device)))
     ingress = serve.deployment(
         Ingress,
         name="Ingress",

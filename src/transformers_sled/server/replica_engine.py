@@ -1,60 +1,88 @@
-"""Speech that replicas on a Ray cluster make."""
+"""Speech that replicas on a Ray cluster make: the replica, and the engine that speaks on replicas."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from .engines import EngineFullError, LocalEngine, SpeakingStyle
+from ..serving_sled import SledStream
+from .engines import EngineFullError, SpeakingStyle, load_engine
+from .logs import log_as_json
+from .settings import ServiceSettings
 from .text_relay import TextRelay, take_all
 from .voice_library import Voice
 
 
-async def speak_remotely(
-    engine: LocalEngine,
-    text: str | None,
-    voice: Voice | None,
-    style: SpeakingStyle,
-    max_duration: float,
-    relay: "ActorHandle[TextRelay]",
-    name: str,
-) -> AsyncGenerator[np.ndarray | None, None]:
-    """
-    What a replica does with a text: first gives `None`, when it has taken the text, then the waveforms. Without `text`, the
-    relay has it by its name.
-    """
-    stream = await engine.add(text, voice, style, max_duration)
+class Speaker:
+    r"""
+    A replica: one model, which speaks up to `max_streams` texts at a time.
 
-    async def feed() -> None:
+    Args:
+        checkpoint (`str`):
+            The model: a repository on the Hub or a folder.
+        settings ([`ServiceSettings`]):
+            How many streams it speaks, and where it computes.
+    """
+
+    def __init__(self, checkpoint: str, settings: ServiceSettings) -> None:
+        log_as_json("transformers_sled.server")
+        # Ray Serve lets a text come when there is a place for it. Another may still be leaving that.
+        self._engine = load_engine(checkpoint, replace(settings, max_queue=settings.max_streams))
+        self._engine.start()
+
+    async def speak(
+        self,
+        text: str | None,
+        voice: Voice | None,
+        style: SpeakingStyle,
+        max_duration: float,
+        relay: "ActorHandle[TextRelay]",
+        name: str,
+    ) -> AsyncGenerator[np.ndarray | None, None]:
+        """
+        Speaks a text: first gives `None`, when it has taken the text, then the waveforms. Without `text`, the relay has
+        it by its name.
+        """
+        stream = await self._engine.add(text, voice, style, max_duration)
+        feeding = None if text is not None else asyncio.create_task(_feed(stream, relay, name))
         try:
-            while True:
-                for piece in await relay.get.remote(name):
-                    if piece is None:
-                        stream.finish()
-                        return
-                    stream.push(piece)
-        except RayError:
-            # The one who writes it is gone, and there is no end to wait for.
+            yield None
+            async for waveform in stream:
+                yield waveform.numpy()
+            if feeding is not None and feeding.done():
+                feeding.result()
+        finally:
             stream.close()
-            raise
+            if feeding is not None:
+                feeding.cancel()
 
-    feeding = None if text is not None else asyncio.create_task(feed())
+    def check_health(self) -> None:
+        """Raises a `RuntimeError` if the model does not speak any more, so that the replica is replaced."""
+        if not self._engine.is_alive:
+            raise RuntimeError("The model does not speak any more.")
+
+
+async def _feed(stream: SledStream, relay: "ActorHandle[TextRelay]", name: str) -> None:
+    """Gives a stream its text as it is written."""
     try:
-        yield None
-        async for waveform in stream:
-            yield waveform.numpy()
-        if feeding is not None and feeding.done():
-            feeding.result()
-    finally:
+        while True:
+            for piece in await relay.get.remote(name):
+                if piece is None:
+                    stream.finish()
+                    return
+                stream.push(piece)
+    except RayError:
+        # The one who writes it is gone, and there is no end to wait for.
         stream.close()
-        if feeding is not None:
-            feeding.cancel()
+        raise
 
 
 class ReplicaStream:
@@ -122,7 +150,7 @@ class ReplicaEngine:
 
     Args:
         replicas (`DeploymentHandle`):
-            The deployment. Its `speak` takes what [`speak_remotely`] takes after the engine.
+            The deployment, of [`Speaker`].
         relay (`ActorHandle`):
             A [`TextRelay`].
     """
@@ -163,18 +191,18 @@ class ReplicaEngine:
         is_written = text is None
         self._num_waiting += 1
         try:
-            if is_written:
-                await self._relay.open.remote(name)
-            responses = self._speak.remote(text, voice, style, max_duration, self._relay, name)
-            stream = ReplicaStream(responses, self._relay, name, is_written, self._active.discard)
-            try:
+            with contextlib.ExitStack() as on_failure:
+                if is_written:
+                    on_failure.callback(self._relay.close.remote, name)
+                    await self._relay.open.remote(name)
+                responses = self._speak.remote(text, voice, style, max_duration, self._relay, name)
+                stream = ReplicaStream(responses, self._relay, name, is_written, self._active.discard)
+                on_failure.callback(stream.close)
                 await stream.take()
-            except BaseException:
-                stream.close()
-                raise
+                on_failure.pop_all()
         except BackPressureError as error:
             raise EngineFullError("All streams of all replicas are taken, and too many requests wait.") from error
-        except RayError as error:
+        except (RayError, RayServeException) as error:
             raise RuntimeError("The replica has failed.") from error
         finally:
             self._num_waiting -= 1
@@ -182,4 +210,4 @@ class ReplicaEngine:
         return stream
 
 
-__all__ = ["ReplicaEngine", "speak_remotely"]
+__all__ = ["ReplicaEngine", "Speaker"]
