@@ -179,7 +179,7 @@ class SledFrame:
     is_heard: bool
 
 
-# Embeddings, mask, positions, and where the last input of every branch is, as `predict_frames` takes them.
+# Embeddings, mask, positions, and where the last input of every branch is, as [`SledStep`] takes them.
 _Inputs: TypeAlias = "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]"
 
 
