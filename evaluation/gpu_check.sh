@@ -18,16 +18,17 @@ device=$(python -c "import torch; print('cuda' if torch.cuda.is_available() else
 run() {
     name=$1 seconds=$2
     shift 2
-    timeout "$seconds" "$@" > "$out/$name.log" 2>&1
+    timeout $((seconds * patience)) "$@" > "$out/$name.log" 2>&1
     echo "$name $?" | tee -a "$out/status.txt"
 }
 
 : > "$out/status.txt"
 if [ "$size" = small ]; then
     model="" batches="1 2" compiled=1 streams="1 2" frames=4 lengths=1 training_batches=1 rounds=1
+    patience=10
 else
     model=--full-size batches="1 8 64 512" compiled="1 64" streams="1 8 32 128"
-    frames=75 lengths=10 training_batches="8 32" rounds=2
+    frames=75 lengths=10 training_batches="8 32" rounds=2 patience=1
 fi
 
 run tests 100 python -m pytest -q -p no:cacheprovider -m gpu "$here/tests/test_gpu.py"
