@@ -18,7 +18,7 @@ QUANT_METHOD = "sled_int4"
 GROUP_SIZES = (32, 64, 128, 256)
 ROW_MULTIPLE = 16
 
-# Type of inputs, scales and offsets of the product, whatever that of the model is. In others it takes ten times as long.
+# Type of inputs, scales and offsets of the product, whatever that of the model is. In float32 it takes twenty times as long.
 DTYPE = torch.bfloat16
 
 # Small, and next to what is heard: the end of speech, and the ways in and out of the latents.
