@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import EncodecModel, StoppingCriteria, StoppingCriteriaList
 
-from transformers_sled import SledAudioStreamer, SledConfig, SledForSpeechSynthesis, SledProcessor, generation_sled
+from transformers_sled import (
+    SledAudioStreamer,
+    SledConfig,
+    SledForSpeechSynthesis,
+    SledProcessor,
+    generation_sled,
+    text_sled,
+)
 from transformers_sled.engine_sled import SledEngine, SledNoise, SledRow
 from transformers_sled.generation_sled import SledKnownParts, SledUtterance
 from transformers_sled.text_sled import SledTextPart, encode_text
@@ -945,7 +952,8 @@ def test_bad_arguments_are_refused_at_the_call():
         model.stream(as_async([TEXT]), processor=processor)
 
 
-def test_endless_sources():
+def test_endless_sources(monkeypatch):
+    monkeypatch.setattr(text_sled, "MAX_WAITING_CHARACTERS", 50_000)
     model, processor = load("offline")
     with pytest.raises(ValueError, match="`text` is still going on"):
         list(model.stream(itertools.repeat("word " * 1000), processor=processor))
