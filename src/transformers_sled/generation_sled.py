@@ -736,8 +736,8 @@ class SledGenerationMixin(GenerationMixin):
     def compile_generation(self: "SledForSpeechSynthesis", compile_config: CompileConfig | None = None) -> None:
         r"""
         Compiles the step of generation ahead, so that nobody waits for it: `generate`, `stream`, `astream` and
-        [`SledStreamServer`] use it from then on (`generation_config.compile_config`). At the released size this takes
-        minutes, once: PyTorch keeps the compiled code on disk for later processes (`TORCHINDUCTOR_CACHE_DIR`).
+        [`SledStreamServer`] use it from then on (`generation_config.compile_config`). On two cores this takes half a
+        minute, once: PyTorch keeps the compiled code on disk for later processes (`TORCHINDUCTOR_CACHE_DIR`).
         `disable_compile=True` leaves it out in a call.
 
         Args:

@@ -80,7 +80,8 @@ def choose_precision(config: SledConfig, device: str, num_streams: int, quantize
     kind = device.partition(":")[0]
     if kind == "cuda":
         return Precision("bfloat16")
-    if kind == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+    # The public `torch.cpu.get_capabilities` is newer than the oldest PyTorch that is supported.
+    if kind == "cpu" and torch.cpu._is_avx512_bf16_supported():
         is_int4 = quantizes and num_streams <= MAX_INT4_STREAMS
         return Precision("bfloat16", "int4" if is_int4 else None)
     return Precision()
