@@ -59,15 +59,18 @@ def test_what_is_quantized_computes_with_the_weights_it_stands_for(checkpoint, d
     original = load(checkpoint)
     quantized = {name for name, layer in model.named_modules() if isinstance(layer, SledInt4Linear)}
     linear = {name for name, layer in original.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert linear - quantized == {
+        "z_proj", "eos_head", "generative_head.input_proj", "generative_head.final_layer.linear"
+    }  # fmt: skip
     last = f"model.layers.{len(model.model.layers) - 1}.mlp.down_proj"
-    head = {name for name in linear if name.startswith("generative_head.")}
-    assert head and linear - quantized == {"z_proj", "eos_head", last} | head
+    doubled = {name for name in quantized if name.startswith("generative_head.")} | {last}
+    assert {name for name in quantized if model.get_submodule(name).num_terms == 2} == doubled != {last}
     for name in quantized:
         layer, weight = model.get_submodule(name), original.get_submodule(name).weight
         steps = (weight.unflatten(1, (-1, 32)).amax(-1) - weight.unflatten(1, (-1, 32)).amin(-1)) / 15
         error = (layer.dequantize() - weight).abs().unflatten(1, (-1, 32)).amax(-1)
         # Half a step would be the most without fitting; what is fitted may cut off the ends.
-        assert (error < 2.5 * steps).all()
+        assert (error < 2.5 * steps * (0.2 if name in doubled else 1)).all()
         inputs = torch.randn(3, 2, weight.shape[1]).to(getattr(torch, dtype))
         bias = None if layer.bias is None else layer.bias.float()
         expected = torch.nn.functional.linear(inputs.float(), layer.dequantize(), bias)

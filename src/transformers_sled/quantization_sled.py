@@ -21,9 +21,8 @@ ROW_MULTIPLE = 16
 # Type of inputs, scales and offsets of the product, whatever that of the model is. In float32 it takes twenty times as long.
 DTYPE = torch.bfloat16
 
-# Small, and next to what is heard: the end of speech, the way into the decoder, and the head that makes the latents,
-# which alone would be a third of what 4 bits cost in energy loss. The last layer's last projection is kept as well.
-KEPT_MODULES = ("codec", "eos_head", "z_proj", "generative_head")
+# Small, and next to what is heard: the end of speech, and the ways in and out of the latents.
+KEPT_MODULES = ("codec", "eos_head", "z_proj", "generative_head.input_proj", "generative_head.final_layer.linear")
 
 # Rounds in which scale and offset of every group are fitted to its 4-bit numbers and these to them.
 FIT_ROUNDS = 4
@@ -45,8 +44,11 @@ class SledInt4Config(QuantizationConfigMixin):
             Number of weights that share a scale: 32, 64, 128 or 256. Layers whose width it does not divide are left as
             they are.
         modules_to_not_convert (`list[str]`, *optional*):
-            Names of modules that are left as they are. By default the codec, the layers next to the latents, and the last
-            projection of the decoder, where 4 bits cost most; the configuration names them once a model is quantized.
+            Names of modules that are left as they are. By default the codec and the small layers next to the latents.
+        residual_modules (`list[str]`, *optional*):
+            Names of modules whose weights are the sum of two 4-bit ones, of which the second is what the first leaves. By
+            default the rest of the generative head and the decoder's last projection, where 4 bits alone are half of what
+            they cost in energy loss; the configuration names them once a model is quantized.
         kwargs:
             Fields of a saved configuration that others have added, which are ignored.
 
@@ -65,12 +67,19 @@ class SledInt4Config(QuantizationConfigMixin):
     ```
     """
 
-    def __init__(self, group_size: int = 32, modules_to_not_convert: list[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        group_size: int = 32,
+        modules_to_not_convert: list[str] | None = None,
+        residual_modules: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if group_size not in GROUP_SIZES:
             raise ValueError(f"`group_size` must be one of {GROUP_SIZES}, got {group_size!r}.")
         self.quant_method = QUANT_METHOD
         self.group_size = group_size
-        self.modules_to_not_convert = modules_to_not_convert
+        self.modules_to_not_convert = list(KEPT_MODULES if modules_to_not_convert is None else modules_to_not_convert)
+        self.residual_modules = residual_modules
 
 
 class SledInt4Linear(nn.Module):
@@ -84,6 +93,8 @@ class SledInt4Linear(nn.Module):
             Width of the outputs, a multiple of 16.
         group_size (`int`):
             Number of weights that share a scale and an offset.
+        num_terms (`int`, *optional*, defaults to 1):
+            Number of 4-bit weights that are added up.
         bias (`nn.Parameter`, *optional*):
             The bias, which is not quantized.
         device (`torch.device`, *optional*):
@@ -95,18 +106,21 @@ class SledInt4Linear(nn.Module):
         in_features: int,
         out_features: int,
         group_size: int = 32,
+        num_terms: int = 1,
         bias: nn.Parameter | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
+        self.num_terms = num_terms
+        num_rows = num_terms * out_features
         # As the processor's product wants them. In a checkpoint two neighbours share a byte, the first in its low half.
         self.weight: torch.Tensor
-        self.register_buffer("weight", torch.zeros(out_features, in_features // 2, dtype=torch.uint8, device=device))
+        self.register_buffer("weight", torch.zeros(num_rows, in_features // 2, dtype=torch.uint8, device=device))
         # (group, row, scale or offset); a weight is (number - 8) * scale + offset.
         self.scales_and_offsets: torch.Tensor
         self.register_buffer(
-            "scales_and_offsets", torch.zeros(in_features // group_size, out_features, 2, dtype=DTYPE, device=device)
+            "scales_and_offsets", torch.zeros(in_features // group_size, num_rows, 2, dtype=DTYPE, device=device)
         )
         self.bias = bias
 
@@ -120,17 +134,22 @@ class SledInt4Linear(nn.Module):
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self.weight, self.group_size, self.scales_and_offsets.to(DTYPE)
         ).to(input.dtype)
+        if self.num_terms > 1:
+            product = product.unflatten(1, (self.num_terms, self.out_features)).sum(1)
         if self.bias is not None:
             product = product + self.bias
         return product.view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, group_size={self.group_size}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, group_size={self.group_size}, "
+            f"num_terms={self.num_terms}"
+        )
 
     def get_numbers(self) -> torch.Tensor:
         """
         Returns:
-            `torch.IntTensor` of shape `(out_features, in_features)`: the weights as whole numbers from 0 to 15.
+            `torch.IntTensor` of shape `(num_terms * out_features, in_features)`: the weights as whole numbers from 0 to 15.
         """
         # How bytes are laid out differs between processors; a product with ones and zeros tells on each.
         ones = torch.eye(self.in_features, dtype=DTYPE)
@@ -143,7 +162,8 @@ class SledInt4Linear(nn.Module):
             `torch.FloatTensor` of shape `(out_features, in_features)`: the weights.
         """
         scales, offsets = self.scales_and_offsets.float().repeat_interleave(self.group_size, dim=0).unbind(-1)
-        return (self.get_numbers() - 8) * scales.t() + offsets.t()
+        terms = (self.get_numbers() - 8) * scales.t() + offsets.t()
+        return terms.unflatten(0, (self.num_terms, self.out_features)).sum(0)
 
     # Checkpoints hold the same bytes whichever processor wrote them.
 
@@ -188,7 +208,7 @@ def pack_bytes(weight: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def quantize_weight(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_weight(weight: torch.Tensor, group_size: int, num_terms: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Finds 4-bit numbers for weights, and the scale and offset of every group with the least squared error: in turns the
     line through a group's weights over their numbers, and for every weight the nearest number.
@@ -198,15 +218,29 @@ def quantize_weight(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor
             The weights.
         group_size (`int`):
             Number of weights in a row that share a scale and an offset.
+        num_terms (`int`, *optional*, defaults to 1):
+            Number of 4-bit weights that are added up, each of which is fitted to what those before it leave.
 
     Returns:
-        `tuple(torch.IntTensor, torch.BFloat16Tensor)`: the numbers `(out_features, in_features)`, and scales and offsets
-        `(in_features / group_size, out_features, 2)`.
+        `tuple(torch.IntTensor, torch.BFloat16Tensor)`: the numbers `(num_terms * out_features, in_features)`, term after
+        term, and scales and offsets `(in_features / group_size, num_terms * out_features, 2)`.
     """
+    numbers, lines = [], []
+    rest = weight.float()
+    for _ in range(num_terms):
+        term_numbers, term_lines = _fit_term(rest, group_size)
+        scales, offsets = term_lines.float().repeat_interleave(group_size, dim=0).unbind(-1)
+        rest = rest - ((term_numbers - 8) * scales.t() + offsets.t())
+        numbers.append(term_numbers)
+        lines.append(term_lines)
+    return torch.cat(numbers), torch.cat(lines, dim=1)
+
+
+def _fit_term(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     in_features = weight.shape[1]
     numbers, lines = [], []
     for rows in weight.split(max(1, _FIT_SIZE // in_features)):
-        groups = rows.float().unflatten(1, (-1, group_size))
+        groups = rows.unflatten(1, (-1, group_size))
         lowest, highest = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
         scales = ((highest - lowest) / 15).clamp(min=torch.finfo(torch.float32).tiny)
         offsets = lowest + 8 * scales
@@ -261,7 +295,7 @@ class SledInt4Quantize(ConversionOps):
         path = full_layer_name.removesuffix(".weight")
         layer = model.get_submodule(path)
         assert isinstance(layer, SledInt4Linear)
-        numbers, lines = quantize_weight(weight, layer.group_size)
+        numbers, lines = quantize_weight(weight, layer.group_size, layer.num_terms)
         if missing_keys is not None:
             missing_keys.discard(f"{path}.scales_and_offsets")
         return {full_layer_name: pack(numbers), f"{path}.scales_and_offsets": lines}
@@ -295,9 +329,9 @@ class SledInt4Quantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         config = self.quantization_config
-        if config.modules_to_not_convert is None:
+        if config.residual_modules is None:
             last_layer = model.config.num_hidden_layers - 1
-            config.modules_to_not_convert = [*KEPT_MODULES, f"model.layers.{last_layer}.mlp.down_proj"]
+            config.residual_modules = ["generative_head", f"model.layers.{last_layer}.mlp.down_proj"]
         for path, layer in list(model.named_modules()):
             if (
                 isinstance(layer, nn.Linear)
@@ -306,8 +340,9 @@ class SledInt4Quantizer(HfQuantizer):
                 and should_convert_module(path, config.modules_to_not_convert)
             ):
                 weight = layer.weight
+                num_terms = 1 if should_convert_module(path, config.residual_modules) else 2
                 replacement = SledInt4Linear(
-                    layer.in_features, layer.out_features, config.group_size, layer.bias, weight.device
+                    layer.in_features, layer.out_features, config.group_size, num_terms, layer.bias, weight.device
                 )
                 if not self.pre_quantized:
                     # Until it is quantized: what is read is cast to the type of what it is for.
