@@ -18,6 +18,9 @@ QUANT_METHOD = "sled_int4"
 GROUP_SIZES = (32, 64, 128, 256)
 ROW_MULTIPLE = 16
 
+# Rows that are laid out together on any processor, or a multiple of them.
+PACKED_ROWS = 64
+
 # Type of inputs, scales and offsets of the product, whatever that of the model is. In float32 it takes twenty times as long.
 DTYPE = torch.bfloat16
 
@@ -176,7 +179,7 @@ class SledInt4Linear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         if prefix + "weight" in state_dict and not self.weight.is_meta:
-            self.weight.copy_(pack_bytes(self.weight))
+            pack_bytes_(self.weight)
 
 
 def pack(numbers: torch.Tensor) -> torch.Tensor:
@@ -193,18 +196,17 @@ def pack(numbers: torch.Tensor) -> torch.Tensor:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
 
 
-def pack_bytes(weight: torch.Tensor) -> torch.Tensor:
+def pack_bytes_(weight: torch.Tensor) -> None:
     """
-    Lays out the bytes of a checkpoint as this processor's product wants them.
+    Lays out the bytes of a checkpoint as this processor's product wants them, in their place.
 
     Args:
         weight (`torch.ByteTensor` of shape `(out_features, in_features / 2)`):
             Two neighbours in a byte, the first in its low half.
-
-    Returns:
-        `torch.ByteTensor` of the same shape.
     """
-    return pack(torch.stack([weight & 15, weight >> 4], dim=-1).flatten(1))
+    # A few rows at a time, because numbers take eight times the memory on their way.
+    for rows in weight.split(PACKED_ROWS):
+        rows.copy_(pack(torch.stack([rows & 15, rows >> 4], dim=-1).flatten(1)))
 
 
 @torch.no_grad()
@@ -354,7 +356,7 @@ class SledInt4Quantizer(HfQuantizer):
             if isinstance(layer, SledInt4Linear):
                 layer.requires_grad_(False)
                 if self.pre_quantized:
-                    layer.weight = pack_bytes(layer.weight)
+                    pack_bytes_(layer.weight)
         return model
 
     def is_serializable(self) -> bool:
