@@ -298,7 +298,10 @@ def serve(
     ] = None,
     quantization: Annotated[str | None, typer.Option(help="Weights in int4 (on a CPU) or int8.")] = None,
     compile_step: Annotated[
-        bool, typer.Option("--compile", help="Compile the models before the first request, which takes minutes.")
+        bool,
+        typer.Option(
+            "--compile", help="Compile the models before the first request, which takes half a minute or more."
+        ),
     ] = False,
     on_ray: Annotated[
         bool, typer.Option("--ray", help="Run on the Ray cluster of this machine, or that of RAY_ADDRESS.")

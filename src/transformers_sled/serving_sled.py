@@ -269,7 +269,7 @@ class SledStreamServer:
         max_streams (`int`, *optional*, defaults to 8):
             Number of streams that are active at a time.
         compile_config ([`~transformers.CompileConfig`], *optional*):
-            Compiles the step that makes a frame of all streams, which takes minutes at its first call at the released size.
+            Compiles the step that makes a frame of all streams, for which its first call takes half a minute or more.
             By default that of `model.generation_config`, which
             [`~SledGenerationMixin.compile_generation`] sets after it has compiled ahead.
 

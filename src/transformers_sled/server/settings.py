@@ -26,7 +26,7 @@ class ServiceSettings:
         quantization (`str`, *optional*):
             Weights in `"int4"`, on a CPU, or in `"int8"`.
         compiles (`bool`, *optional*, defaults to `False`):
-            Whether to compile the models before the service is ready, which takes minutes.
+            Whether to compile the models before the service is ready, which takes half a minute or more.
         api_keys (`tuple[str, ...]`, *optional*):
             Keys of which a request must bring one. None are asked for by default.
         max_streams (`int`, *optional*, defaults to 8):
