@@ -47,7 +47,10 @@ def load(arguments: argparse.Namespace) -> tuple[SledForSpeechSynthesis, SledPro
         processor = SledProcessor.from_pretrained(arguments.model)
         # A voice would be read with every text.
         processor.default_voice = None
-    return model.to(arguments.device), processor
+    model.to(arguments.device)
+    if arguments.compile:
+        model.compile_generation()
+    return model, processor
 
 
 def start_server(
@@ -155,6 +158,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, help="CPU threads; as torch chooses by default")
+    parser.add_argument("--compile", action="store_true", help="compile the step ahead")
     parser.add_argument("--num-streams", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--num-blocks", type=int, default=3, help="blocks to measure for each number of streams")
     parser.add_argument("--guidance-scale", type=float, default=2.0)
@@ -189,6 +193,7 @@ def main() -> None:
             report = {
                 "model": "released architecture, random weights" if arguments.model is None else str(arguments.model),
                 "dtype": arguments.dtype,
+                "is_compiled": arguments.compile,
                 "guidance_scale": arguments.guidance_scale,
                 "frame_seconds": frame_seconds,
                 "frames_per_block": num_frames,

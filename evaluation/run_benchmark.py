@@ -9,7 +9,8 @@ process of its own, and the runs of all of them take turns, so that whatever els
 so that all runs are equally long. Writes `benchmark.json` after every round, and `benchmark.png` at the end.
 
 Every frame multiplies by every weight once, which on few rows takes as long as reading them from memory does. Each round
-times these products alone as well: `weights ms per frame`, and `times weights`, what a frame takes over that.
+times these products alone as well: `weights ms per frame`, and `times weights`, what a frame takes over that. `steady ms
+per frame` is without the reading of the text, by the difference to an utterance of a few frames.
 
     python evaluation/run_benchmark.py training --full-size --output-dir outputs/training_speed
 
@@ -42,7 +43,8 @@ from typing import Any
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import CompileConfig, DynamicCache, TorchAoConfig
+from transformers import DynamicCache, TorchAoConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from transformers_sled import (
     SledConfig,
@@ -53,12 +55,15 @@ from transformers_sled import (
     generation_sled,
 )
 from transformers_sled.cache_sled import CACHE_ARGUMENT
+from transformers_sled.quantization_sled import get_quantization_config
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "offline"
 # Chunk sizes of the released interleaved checkpoint.
 INTERLEAVED = {"text_chunk_size": 5, "speech_chunk_size": 45}
 SENTENCE = "The quick brown fox jumps over the lazy dog while seven wizards make toxic brew for the evil queen."
+# What frames take steadily is told from two utterances, one of which is only as long as this.
+START_FRAMES = 8
 # Parts of the model that the breakdown tells apart, by the name of their module.
 REGIONS = {"model": "backbone", "generative_head": "head"}
 # The codec's work, whole and streamed, by the object that holds the function.
@@ -70,7 +75,7 @@ class Configuration:
     """What a run of `generate` depends on."""
 
     dtype: str = "float32"
-    # none, int8 (weights only) or int8-dynamic (activations as well)
+    # none, int4 or int8 (weights only), or int8-dynamic (activations as well)
     quantization: str = "none"
     attention: str = "sdpa"
     # dynamic, static or none
@@ -87,7 +92,7 @@ class Configuration:
     def parse(cls, text: str) -> Configuration:
         accepted = {
             "dtype": ("float32", "bfloat16", "float16"),
-            "quantization": ("none", "int8", "int8-dynamic"),
+            "quantization": ("none", "int4", "int8", "int8-dynamic"),
             "cache": ("dynamic", "static", "none"),
             "mode": ("offline", "stream", "stream-text"),
         }
@@ -108,8 +113,8 @@ class Configuration:
         configuration = cls(**values)
         if configuration.mode != "offline" and configuration.batch != 1:
             raise argparse.ArgumentTypeError("a stream has a batch of 1")
-        if configuration.compile and configuration.cache != "static":
-            raise argparse.ArgumentTypeError("compile=true needs cache=static")
+        if configuration.compile and configuration.cache == "none":
+            raise argparse.ArgumentTypeError("compile=true needs a cache")
         return configuration
 
     @property
@@ -146,11 +151,14 @@ def get_resident_bytes(field: str) -> int:
     raise RuntimeError(f"The system does not tell `{field}`.")
 
 
-def get_quantization_config(quantization: str) -> TorchAoConfig:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+def make_quantization_config(quantization: str) -> QuantizationConfigMixin:
+    if quantization != "int8-dynamic":
+        return get_quantization_config(quantization)
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    kinds = {"int8": Int8WeightOnlyConfig, "int8-dynamic": Int8DynamicActivationInt8WeightConfig}
-    return TorchAoConfig(kinds[quantization](version=2), modules_to_not_convert=["codec", "eos_head"])
+    return TorchAoConfig(
+        Int8DynamicActivationInt8WeightConfig(version=2), modules_to_not_convert=["codec", "eos_head"]
+    )
 
 
 def write_full_size(folder: Path) -> None:
@@ -168,7 +176,7 @@ def write_full_size(folder: Path) -> None:
 
 def write_variant(source: Path, folder: Path, dtype: str, quantization: str) -> None:
     """Writes a checkpoint in another precision, which is what somebody who runs it would keep on disk."""
-    options = {} if quantization == "none" else {"quantization_config": get_quantization_config(quantization)}
+    options = {} if quantization == "none" else {"quantization_config": make_quantization_config(quantization)}
     model = SledForSpeechSynthesis.from_pretrained(source, dtype=dtype, **options)
     model.save_pretrained(folder)
     SledProcessor.from_pretrained(source).save_pretrained(folder)
@@ -210,8 +218,8 @@ class GenerationBenchmark:
         if configuration.cache == "static":
             self.options["cache_implementation"] = "static"
             self.options["disable_compile"] = not configuration.compile
-        if configuration.compile and self.device.type == "cpu":
-            self.options["compile_config"] = CompileConfig(mode="default")
+        if configuration.compile:
+            self.model.compile_generation()
 
     def _count_tokens(self, text: str) -> int:
         return self.processor(text, return_tensors="pt")["input_ids"].shape[1]
@@ -228,8 +236,7 @@ class GenerationBenchmark:
         self._synchronize()
         start, cpu_start = time.perf_counter(), time.process_time()
         if self.configuration.mode == "offline":
-            self.model.generate(**self.inputs, **self.options)
-            self._synchronize()
+            self._generate(self.configuration.frames)
         else:
             for _ in self.model.stream(pieces, processor=self.processor, **self.options):
                 if first_audio is None:
@@ -244,9 +251,20 @@ class GenerationBenchmark:
             "frames_per_second": frames * self.configuration.batch / seconds,
             "seconds_to_first_audio": seconds if first_audio is None else first_audio,
         }
+        if self.configuration.mode == "offline" and frames > START_FRAMES:
+            start = time.perf_counter()
+            self._generate(START_FRAMES)
+            rest = seconds - (time.perf_counter() - start)
+            figures["steady_ms_per_frame"] = rest / (frames - START_FRAMES) * 1e3
         if self.configuration.mode == "stream-text":
             figures["seconds_from_first_text_chunk_to_audio"] = heard_first_chunk
         return figures
+
+    def _generate(self, num_frames: int) -> None:
+        self.model.generate(
+            **self.inputs, **(self.options | {"max_new_tokens": num_frames, "min_new_tokens": num_frames})
+        )
+        self._synchronize()
 
     def _pieces(self) -> Iterator[str]:
         """The text word by word; notes when the model's first chunk of tokens has been handed over."""
@@ -597,6 +615,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
         name
         for name in (
             "ms_per_frame",
+            "steady_ms_per_frame",
             "bare_ms_per_frame",
             "generate_overhead",
             "weights_ms_per_frame",
@@ -608,6 +627,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
             "seconds_from_first_text_chunk_to_audio",
             "seconds_per_step",
             "seconds_of_speech_per_second",
+            "seconds_to_load",
             "peak_memory_mb",
             "peak_gpu_memory_mb",
         )

@@ -51,6 +51,12 @@ def test_speaks_to_a_file(tmp_path):
     assert len(soundfile.read(tmp_path / "c.wav")[0]) == 0.4 * 24_000
 
 
+def test_speaks_with_weights_in_4_bits(tmp_path):
+    result = run("speak", "No.", "-o", tmp_path / "a.wav", "--seed", 1, "--quantization", "int4", "--max-duration", 1)
+    assert result.exit_code == 0, result.output
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) > 4_000
+
+
 def test_speaks_in_a_voice_that_was_kept(tmp_path):
     processor = SledProcessor.from_pretrained(builtin_voice())
     model = SledForSpeechSynthesis.from_pretrained(builtin_voice())
@@ -97,6 +103,7 @@ def test_lists_voices():
         (["speak", "No.", "-o", "a.wav", "--model", "missing/model"], 1, "missing/model"),
         (["speak", "No.", "-o", "a.wav", "--guidance-scale", "-1"], 1, "guidance_scale"),
         (["speak", "No.", "-o", "a.wav", "--max-duration", "0"], 1, "max_duration"),
+        (["speak", "No.", "-o", "a.wav", "--quantization", "int3"], 1, "int3"),
         (["speak", "No.", "--stream", "-o", "a.wav"], 2, "--stream"),
         (["speak", "No.", "--seed", "x", "-o", "a.wav"], 2, "--seed"),
         (["serve", "--max-streams", "0"], 2, "--max-streams"),

@@ -331,6 +331,40 @@ def test_chunks_depend_on_the_number_of_frames_alone(frames, cuts, prompt_frames
         torch.testing.assert_close(torch.cat(waveforms), whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("pad_mode", ["reflect", "constant"])
+def test_chunkers_that_push_side_by_side_give_what_each_gives_alone(pad_mode, monkeypatch):
+    codec = make_codec(pad_mode=pad_mode, sampling_rate=24 * 50)
+    starts, lengths = [0, 0, 0, 4, 13], [31, 12, 30, 40, 3]
+    rows = [make_latents(length) for length in lengths]
+    expected, alone = [], [SledAudioChunker(codec) for _ in rows]
+    for chunker, row in zip(alone, rows, strict=True):
+        expected.append([waveform for frame in row.split(1, dim=1) for waveform in chunker.push(frame)])
+        expected[-1] += chunker.finish()
+    num_decoded = []
+    decode = SledStreamingDecoder.decode
+
+    def count(self, latents):
+        num_decoded.append(self.batch_size)
+        return decode(self, latents)
+
+    monkeypatch.setattr(SledStreamingDecoder, "decode", count)
+    chunkers = [SledAudioChunker(codec) for _ in rows]
+    actual: list[list[torch.Tensor]] = [[] for _ in rows]
+    for step in range(60):
+        going = [index for index, row in enumerate(rows) if 0 <= step - starts[index] < row.shape[1]]
+        frames = [rows[index][:, step - starts[index]][:, None] for index in going]
+        pushed = SledAudioChunker.push_each([chunkers[index] for index in going], frames)
+        for index, waveforms in zip(going, pushed, strict=True):
+            actual[index] += waveforms
+    for waveforms, chunker in zip(actual, chunkers, strict=True):
+        waveforms += chunker.finish()
+    for one, other in zip(actual, expected, strict=True):
+        assert [len(waveform) for waveform in one] == [len(waveform) for waveform in other]
+        torch.testing.assert_close(torch.cat(one), torch.cat(other), atol=1e-5, rtol=0)
+    # The first three start together.
+    assert max(num_decoded) == 3
+
+
 def test_chunk_shorter_than_a_frame():
     chunker = SledAudioChunker(make_codec(pad_mode="constant"), chunk_duration=1e-6)
     assert [len(waveform) for waveform in chunker.push(make_latents(4))] == [24] * 4

@@ -222,8 +222,8 @@ options = {"do_sample": False, "eos_threshold": 1.0}
 texts = ["No.", "She opened the window and looked at the garden."]
 lengths = [3, 11]
 expected = [model.generate(**processor(t), max_new_tokens=n, **options)[0] for t, n in zip(texts, lengths)]
-for layer in model.model.layers:
-    fully_shard(layer, mesh=init_device_mesh("cpu", (2,)), reshard_after_forward=True)
+for part in (*model.model.layers, model.generative_head, model.eos_head, model.z_proj, model.z_proj_ln):
+    fully_shard(part, mesh=init_device_mesh("cpu", (2,)), reshard_after_forward=True)
 rank = dist.get_rank()
 audio = model.generate(**processor(texts[rank]), max_new_tokens=lengths[rank], synced_gpus=True, **options)[0]
 assert (audio - expected[rank]).abs().max() < 1e-4

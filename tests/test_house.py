@@ -12,9 +12,10 @@ PACKAGE = SOURCE / "transformers_sled"
 FLOORS = [
     {"__init__"},
     {"cli", "batch", "server", "training"},
-    {"serving_sled", "pipeline_sled"},
+    {"serving_sled", "pipeline_sled", "precision"},
     {"generation_sled"},
     {"engine_sled"},
+    {"step_sled"},
     {"modeling_sled", "cache_sled", "interleaving_sled", "processing_sled"},
     {"codec_sled", "text_sled", "audio_sled", "hub_sled", "voices"},
     {"normalization_sled", "pauses_sled", "quantization_sled"},
@@ -23,7 +24,7 @@ FLOORS = [
 # What `generate` is mixed into has to know it.
 MIXES_IN = {("modeling_sled", "generation_sled")}
 # These need a server, a training loop or the package's own files around them.
-AT_HOME = {"serving_sled", "pipeline_sled", "quantization_sled"}
+AT_HOME = {"serving_sled", "pipeline_sled", "precision", "quantization_sled"}
 # The version stands at the top of the house, and what an extra brings is imported where it is used.
 SAID_ANYWHERE = {((), "__version__")}
 OPTIONAL = {("cli", "batch"), ("cli", "server")}

@@ -40,6 +40,7 @@ CODE_FILES = {
     "normalization_sled.py",
     "pauses_sled.py",
     "processing_sled.py",
+    "step_sled.py",
     "text_sled.py",
 }
 

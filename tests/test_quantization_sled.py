@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForTextToWaveform, CompileConfig
+from transformers import AutoModelForTextToWaveform
 
 from transformers_sled import SledConfig, SledForSpeechSynthesis, SledInt4Config
 from transformers_sled.quantization_sled import SledInt4Linear, quantize_weight
@@ -62,25 +62,28 @@ def test_what_is_quantized_computes_with_the_weights_it_stands_for(checkpoint, d
     assert linear - quantized == {
         "z_proj", "eos_head", "generative_head.input_proj", "generative_head.final_layer.linear"
     }  # fmt: skip
+    last = f"model.layers.{len(model.model.layers) - 1}.mlp.down_proj"
+    doubled = {name for name in quantized if name.startswith("generative_head.")} | {last}
+    assert {name for name in quantized if model.get_submodule(name).num_terms == 2} == doubled != {last}
     for name in quantized:
         layer, weight = model.get_submodule(name), original.get_submodule(name).weight
         steps = (weight.unflatten(1, (-1, 32)).amax(-1) - weight.unflatten(1, (-1, 32)).amin(-1)) / 15
         error = (layer.dequantize() - weight).abs().unflatten(1, (-1, 32)).amax(-1)
         # Half a step would be the most without fitting; what is fitted may cut off the ends.
-        assert (error < 2.5 * steps).all()
+        assert (error < 2.5 * steps * (0.2 if name in doubled else 1)).all()
         inputs = torch.randn(3, 2, weight.shape[1]).to(getattr(torch, dtype))
         bias = None if layer.bias is None else layer.bias.float()
         expected = torch.nn.functional.linear(inputs.float(), layer.dequantize(), bias)
-        tolerance = 1e-4 if dtype == "float32" else 0.03
-        torch.testing.assert_close(layer(inputs).float(), expected, atol=tolerance, rtol=tolerance)
+        assert layer(inputs).dtype == inputs.dtype
+        torch.testing.assert_close(layer(inputs).float(), expected, atol=0.03, rtol=0.03)
 
 
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_fit_beats_the_range(group_size):
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
-    numbers, lines = quantize_weight(weight, group_size, torch.float32)
+    numbers, lines = quantize_weight(weight, group_size)
     assert numbers.min() >= 0 and numbers.max() <= 15
-    scales, offsets = lines.repeat_interleave(group_size, dim=0).unbind(-1)
+    scales, offsets = lines.float().repeat_interleave(group_size, dim=0).unbind(-1)
     error = ((numbers - 8) * scales.t() + offsets.t() - weight).square().mean()
     groups = weight.unflatten(1, (-1, group_size))
     lowest = groups.amin(-1, keepdim=True)
@@ -91,7 +94,7 @@ def test_fit_beats_the_range(group_size):
 
 def test_groups_of_one_value_are_exact():
     weight = torch.tensor([0.0, 0.5, -3.0]).repeat_interleave(32).expand(16, -1)
-    numbers, lines = quantize_weight(weight, 32, torch.bfloat16)
+    numbers, lines = quantize_weight(weight, 32)
     scales, offsets = lines.float().repeat_interleave(32, dim=0).unbind(-1)
     assert torch.equal((numbers - 8) * scales.t() + offsets.t(), weight)
 
@@ -127,13 +130,12 @@ def test_weights_take_an_eighth(checkpoint):
         return sum(
             tensor.nbytes
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-            if "layers" in name and "proj" in name
+            if "layers.0" in name and "proj" in name
         )
 
     whole = count(load(checkpoint).model)
-    # Scale and offset of a group of 32 add 2 bits to 4 in float32, and 1 in bfloat16.
-    assert count(load(checkpoint, quantization_config=SledInt4Config()).model) == whole * 6 / 32
-    assert count(load(checkpoint, "bfloat16", quantization_config=SledInt4Config()).model) == whole * 5 / 32
+    # Scale and offset of a group of 32 add 1 bit to 4.
+    assert count(load(checkpoint, quantization_config=SledInt4Config()).model) == whole * 5 / 32
 
 
 def test_streams_and_batches_as_any_model(checkpoint):
@@ -152,12 +154,14 @@ def test_streams_and_batches_as_any_model(checkpoint):
 
 
 @pytest.mark.slow
-def test_compiled_is_eager(checkpoint):
-    model = load(checkpoint, quantization_config=SledInt4Config())
-    compiled = generate(
-        model, guidance_scale=2.0, cache_implementation="static", compile_config=CompileConfig(mode="default")
-    )
-    torch.testing.assert_close(compiled, generate(model, guidance_scale=2.0), atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_is_eager(checkpoint, dtype):
+    model = load(checkpoint, dtype, quantization_config=SledInt4Config())
+    expected = generate(model, guidance_scale=2.0)
+    model.compile_generation()
+    difference = (generate(model, guidance_scale=2.0) - expected).float()
+    # Products round their inputs, and in bfloat16 the compiler rounds less often in between than PyTorch does.
+    assert difference.norm() / expected.float().norm() < (0.01 if dtype == "float32" else 0.05)
 
 
 @pytest.mark.parametrize("group_size", [0, 48, "32"])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForTextToWaveform, AutoProcessor, TorchAoConfig, pipeline
 
-from transformers_sled import SledForSpeechSynthesis, builtin_voice
+from transformers_sled import SledForSpeechSynthesis, SledInt4Config, builtin_voice
 from transformers_sled.audio_sled import read_audio
 from transformers_sled.training import load_source
 
@@ -104,14 +104,16 @@ def test_it_goes_on_after_a_sentence():
     assert three["audio"].size > 1.5 * one["audio"].size
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_precision_costs_next_to_nothing(precision):
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 3e-3), ("int8", 3e-3), ("int4", 1e-2)])
+def test_precision_costs_next_to_nothing(precision, tolerance):
     """By the loss on real speech: word error rates of this voice swing by points."""
     options = {"dtype": "bfloat16"}
     if precision == "int8":
         torchao_quantization = pytest.importorskip("torchao.quantization")
         kind = torchao_quantization.Int8WeightOnlyConfig(version=2)
         options["quantization_config"] = TorchAoConfig(kind, modules_to_not_convert=["codec", "eos_head"])
+    if precision == "int4":
+        options["quantization_config"] = SledInt4Config()
     source = load_source(str(ROOT / "tests" / "fixtures" / "utterances.parquet"))
     audio = [read_audio(recording, target_rate=24_000) for recording in source["audio"][:]]
     processor = AutoProcessor.from_pretrained(builtin_voice())
@@ -122,7 +124,7 @@ def test_precision_costs_next_to_nothing(precision):
         torch.manual_seed(0)
         with torch.inference_mode():
             losses.append(model(**batch).energy_loss.item())
-    assert losses[1] == pytest.approx(losses[0], rel=3e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
     assert losses[1] != losses[0]
 
 

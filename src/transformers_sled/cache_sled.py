@@ -82,10 +82,12 @@ class SledCacheLayer(CacheLayerMixin):
 
     def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         places = self.places
-        stored.flatten(0, 1).index_copy_(0, places.index, states.transpose(1, 2).flatten(0, 1).to(stored.dtype))
+        # A layer may be on another device than the first.
+        index = places.index.to(stored.device)
+        stored.flatten(0, 1).index_copy_(0, index, states.transpose(1, 2).flatten(0, 1).to(stored.dtype))
         if places.rows is None:
             return states
-        rows = stored[: len(places.rows)] if places.are_first_rows else stored[places.rows]
+        rows = stored[: len(places.rows)] if places.are_first_rows else stored[places.rows.to(stored.device)]
         return rows[:, : places.num_visible_positions].transpose(1, 2)
 
     def move_row(self, source: int, target: int, length: int) -> None:

@@ -18,7 +18,9 @@ from transformers import logging
 
 from . import __version__
 from .audio_sled import read_audio
+from .configuration_sled import SledConfig
 from .modeling_sled import SledForSpeechSynthesis
+from .precision import Precision, choose_precision
 from .processing_sled import SledProcessor
 from .voices import builtin_voice
 
@@ -99,6 +101,7 @@ def speak(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same speech.")] = None,
     max_duration: Annotated[float | None, typer.Option(help="Seconds after which the speech is cut off.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="Weights in int4 (on a CPU) or int8.")] = None,
 ) -> None:
     """Speak a text, to a file or aloud, while it is made."""
     if stream and text is not None:
@@ -107,7 +110,7 @@ def speak(
         _check_output(output)
         pieces = _read_standard_input() if stream else (sys.stdin.read() if text is None else text)
         checkpoint = builtin_voice(interleaved=stream) if model is None else model
-        loaded, processor = _load(checkpoint, device)
+        loaded, processor = _load(checkpoint, device, quantization)
         options: dict[str, Any] = {} if voice is None else _get_voice(voice, processor)
         for name, value in (("guidance_scale", guidance_scale), ("temperature", temperature)):
             if value is not None:
@@ -135,9 +138,19 @@ def speak(
     )
 
 
-def _load(checkpoint: str, device: str | None) -> tuple[SledForSpeechSynthesis, SledProcessor]:
+def _load(
+    checkpoint: str, device: str | None, quantization: str | None
+) -> tuple[SledForSpeechSynthesis, SledProcessor]:
+    device = _get_device(device)
     try:
-        model = SledForSpeechSynthesis.from_pretrained(checkpoint, device_map=_get_device(device))
+        precision = Precision("bfloat16", quantization)
+        if quantization is None:
+            config = SledConfig.from_pretrained(checkpoint)
+            # One text is over before quantizing has paid.
+            precision = choose_precision(config, device, num_streams=1, quantizes=False)
+        model = SledForSpeechSynthesis.from_pretrained(
+            checkpoint, device_map=device, **precision.get_loading_arguments()
+        )
         return model, SledProcessor.from_pretrained(checkpoint)
     except OSError as error:
         raise ValueError(f"--model {checkpoint!r} cannot be loaded: {error}") from error
@@ -276,7 +289,20 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(exists=True, help="Certificate for HTTPS.")] = None,
     private_key: Annotated[Path | None, typer.Option(exists=True, help="Private key for HTTPS.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute, such as cuda.")] = None,
-    dtype: Annotated[str, typer.Option(help="Precision of the models, such as bfloat16.")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of the models, such as bfloat16, or auto for that of the checkpoints; by default what is fast on "
+            "this machine."
+        ),
+    ] = None,
+    quantization: Annotated[str | None, typer.Option(help="Weights in int4 (on a CPU) or int8.")] = None,
+    compile_step: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the models before the first request, which takes half a minute or more."
+        ),
+    ] = False,
     on_ray: Annotated[
         bool, typer.Option("--ray", help="Run on the Ray cluster of this machine, or that of RAY_ADDRESS.")
     ] = False,
@@ -305,6 +331,8 @@ def serve(
             # On a cluster, replicas with GPUs compute on these, whatever this machine has.
             device=_get_device(device or ("cpu" if on_ray else None)),
             dtype=dtype,
+            quantization=quantization,
+            compiles=compile_step,
             **{name: value for name, value in given.items() if value is not None},
         )
         settings = ServiceSettings(**arguments)

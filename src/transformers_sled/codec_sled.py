@@ -680,7 +680,7 @@ class SledStreamingDecoder:
         """Number of frames (`int`) that [`~SledStreamingDecoder.decode`] still needs to return its first samples."""
         return 0 if self._is_started else self._network.first_frames - self._held.shape[1]
 
-    def _prepare(self, latents: Tensor) -> Tensor:
+    def _check(self, latents: Tensor) -> None:
         if self._is_finished:
             raise RuntimeError("Frames came after `finish`; a new signal needs a new decoder.")
         expected = (self.batch_size, self._held.shape[2])
@@ -689,7 +689,6 @@ class SledStreamingDecoder:
             raise ValueError(f"`latents` must be a tensor of shape ({expected[0]}, frames, {expected[1]}), got {got}.")
         if not latents.is_floating_point():
             raise ValueError(f"`latents` must be of a floating type, got {latents.dtype}.")
-        return latents.detach().to(self._held)
 
     def decode(self, latents: Tensor) -> Tensor:
         r"""
@@ -707,7 +706,8 @@ class SledStreamingDecoder:
             `ValueError`: if `latents` has another shape or is not of a floating type.
             `RuntimeError`: after [`~SledStreamingDecoder.finish`].
         """
-        latents = torch.cat([self._held, self._prepare(latents)], dim=1)
+        self._check(latents)
+        latents = torch.cat([self._held, latents.detach().to(self._held)], dim=1)
         if not self._is_started and latents.shape[1] < self._network.first_frames:
             self._held = latents
             return latents.new_zeros(self.batch_size, 0)
@@ -804,6 +804,17 @@ class SledStreamingDecoder:
             [torch.cat(tensors) for tensors in zip(*(decoder._state for decoder in decoders), strict=True)],
         )
 
+    def split(self) -> list[SledStreamingDecoder]:
+        r"""
+        The rows as decoders of their own that go on from the same point in time: what
+        [`~SledStreamingDecoder.concatenate`] takes. They are views, so that each keeps what all rows hold until it goes on.
+
+        Returns:
+            `list[SledStreamingDecoder]`: a decoder for each row.
+        """
+        states = zip(*(tensor.split(1) for tensor in self._state), strict=True)
+        return [self._with_rows(held, list(state)) for held, state in zip(self._held.split(1), states, strict=True)]
+
 
 class SledAudioChunker:
     r"""
@@ -850,7 +861,9 @@ class SledAudioChunker:
         codec_config = self.decoder.codec.config
         self.hop_length = codec_config.hop_length
         self.chunk_frames = max(1, round(chunk_duration * codec_config.sampling_rate / self.hop_length))
-        self._pending = self.decoder._held[:, :0]
+        # Frames (1, frames, latent_dim) that are not decoded yet, as they have come.
+        self._pending: list[Tensor] = []
+        self._num_pending = 0
         # Frames of the waveform before, none at first.
         self._last_frames = 0
         # Samples of the prompt that the decoder has yet to return.
@@ -882,20 +895,60 @@ class SledAudioChunker:
             `ValueError`: if `latents` has another shape or is not of a floating type, or if a prompt follows speech.
             `RuntimeError`: after [`~SledAudioChunker.finish`].
         """
-        latents = self.decoder._prepare(latents)
         if is_prompt:
+            self.decoder._check(latents)
             if self._num_frames > 0:
                 raise ValueError("`is_prompt` must be False once speech has been pushed, got True.")
             self._prompt_samples += latents.shape[1] * self.hop_length
             return self._cut(self.decoder.decode(latents))
-        self._num_frames += latents.shape[1]
-        self._pending = torch.cat([self._pending, latents], dim=1)
-        waveforms: list[Tensor] = []
-        while self._pending.shape[1] >= (frames := self._next_frames):
-            block, self._pending = self._pending[:, :frames], self._pending[:, frames:]
-            waveforms += self._cut(self.decoder.decode(block))
-            self._last_frames = frames
-        return waveforms
+        return self.push_each([self], [latents])[0]
+
+    @staticmethod
+    def push_each(chunkers: Sequence[SledAudioChunker], latents: Sequence[Tensor]) -> list[list[Tensor]]:
+        r"""
+        Takes the next frames of several chunkers of one codec, and decodes side by side what is complete in more than one.
+
+        Args:
+            chunkers (`Sequence[SledAudioChunker]`):
+                The chunkers, each once.
+            latents (`Sequence[torch.FloatTensor]` of shape `(1, frames, latent_dim)`):
+                Any number of frames for each.
+
+        Returns:
+            `list[list[torch.FloatTensor]]`: what [`~SledAudioChunker.push`] of each returns.
+
+        Raises:
+            `ValueError`: if `latents` of one has another shape or is not of a floating type.
+            `RuntimeError`: after [`~SledAudioChunker.finish`] of one.
+        """
+        for chunker, frames in zip(chunkers, latents, strict=True):
+            chunker.decoder._check(frames)
+            chunker._pending.append(frames.detach())
+            chunker._num_pending += frames.shape[1]
+            chunker._num_frames += frames.shape[1]
+        waveforms: dict[SledAudioChunker, list[Tensor]] = {chunker: [] for chunker in chunkers}
+        while True:
+            groups: dict[tuple[int, int], list[SledAudioChunker]] = {}
+            for chunker in chunkers:
+                if chunker._num_pending >= chunker._next_frames:
+                    key = (chunker._next_frames, chunker.decoder.frames_to_start)
+                    groups.setdefault(key, []).append(chunker)
+            if not groups:
+                return list(waveforms.values())
+            for (num_frames, _), group in groups.items():
+                decoder = SledStreamingDecoder.concatenate([chunker.decoder for chunker in group])
+                decoded = decoder.decode(torch.cat([chunker._take(num_frames) for chunker in group])).cpu()
+                for chunker, row, waveform in zip(group, decoder.split(), decoded.split(1), strict=True):
+                    chunker.decoder = row
+                    chunker._last_frames = num_frames
+                    waveforms[chunker] += chunker._cut(waveform)
+
+    def _take(self, num_frames: int) -> Tensor:
+        """The next frames of those that are not decoded yet, all that came together."""
+        pending = torch.cat(self._pending, dim=1)
+        self._pending = [pending[:, num_frames:]]
+        self._num_pending -= num_frames
+        return pending[:, :num_frames]
 
     def finish(self) -> list[Tensor]:
         r"""
@@ -908,8 +961,8 @@ class SledAudioChunker:
         Raises:
             `RuntimeError`: if called twice.
         """
-        waveform = torch.cat([self.decoder.decode(self._pending), self.decoder.finish()], dim=1)
-        self._pending = self._pending[:, :0]
+        waveforms = [self.decoder.decode(self._take(self._num_pending))] if self._num_pending > 0 else []
+        waveform = torch.cat([*waveforms, self.decoder.finish()], dim=1)
         waveform = torch.cat([*self._cut(waveform), self._pauses.finish()])
         return [waveform] if len(waveform) > 0 else []
 

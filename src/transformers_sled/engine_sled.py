@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,6 +13,7 @@ from transformers.generation import StoppingCriteriaList
 
 from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32, get_fixed_capacity
 from .interleaving_sled import count_tokens_before, interleave
+from .step_sled import SledStep
 from .text_sled import SledTextPart
 
 
@@ -178,7 +179,7 @@ class SledFrame:
     is_heard: bool
 
 
-# Embeddings, mask, positions, and where the last input of every branch is, as `predict_frames` takes them.
+# Embeddings, mask, positions, and where the last input of every branch is, as [`SledStep`] takes them.
 _Inputs: TypeAlias = "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]"
 
 
@@ -196,10 +197,10 @@ class SledEngine:
         model ([`SledForSpeechSynthesis`]):
             The model.
         num_positions (`int`, *optional*):
-            Positions that every row has room for, in a cache of fixed capacity, which a compiled step needs. By default
-            the cache grows.
+            Positions that every row has room for, in a cache of fixed capacity. By default the cache grows.
         compile_config ([`~transformers.CompileConfig`], *optional*):
-            Compiles the step with these options.
+            Compiles the step with these options. With `dynamic=True` it is traced once for all numbers of rows, and without
+            for every one it meets, of which there are few, because rows are then padded to powers of two.
         use_cache (`bool`, *optional*, defaults to `True`):
             Whether to keep keys and values; without them every step reads everything again.
         prefill_size (`int`, *optional*):
@@ -231,8 +232,9 @@ class SledEngine:
             slack = self.config.text_chunk_size or 0
             capacity = None if num_positions is None else get_fixed_capacity(num_positions + slack)
             self._cache = SledCache(self.config.num_hidden_layers, capacity)
-        self._is_compiled = compile_config is not None
-        self._predict = predict_frames if compile_config is None else get_compiled_prediction(compile_config)
+        self._step = SledStep(model, compile_config)
+        # Powers of two for a step that is traced for every size it meets.
+        self._pads_to_powers = compile_config is not None and not compile_config.dynamic
         self._dtype, self._device = model.get_input_embeddings().weight.dtype, model.device
         self._mask_dtype = torch.float32 if attends_in_float32(self.config, self._device, self._dtype) else self._dtype
         # The embeddings that the next frames are made from, and how much each row of the cache holds.
@@ -431,6 +433,8 @@ class SledEngine:
             use_cache=True,
             **{CACHE_ARGUMENT: self._cache},
         )
+        if self.synced_gpus:
+            self._run_heads()
         for branch, portion in zip(branches, inputs, strict=True):
             branch.length += len(portion)
         self._lengths[rows] = torch.tensor([branch.length for branch in branches], device=self._device)
@@ -450,30 +454,21 @@ class SledEngine:
         layout = self._layout
         if layout is None or layout.rows != rows:
             layout = self._layout = self._arrange(rows)
-        noise = torch.cat([one.draw().to(self._device) for one in layout.noises])
+        draws = [one.draw() for one in layout.noises]
+        if len({draw.device for draw in draws}) > 1:
+            draws = [draw.to(self._device) for draw in draws]
+        # One upload, which does not wait for what the device is doing.
+        noise = torch.cat(draws).to(self._device, self._dtype, non_blocking=True)
         if layout.noise_index is not None:
             noise = noise[layout.noise_index]
-        predict = self._predict
         if self._cache is None:
             inputs = self._get_histories()
-        elif starts:
-            # Lengths differ from text to text.
-            inputs, predict = self._get_starts(), predict_frames
         else:
-            inputs = self._get_next(layout)
+            inputs = self._get_starts() if starts else self._get_next(layout)
         self._synchronize(True)
-        latents, eos_logits, embeds = predict(
-            self.model,
-            *inputs,
-            self._cache,
-            layout.conditional,
-            layout.unconditional,
-            layout.scales,
-            noise.to(self._dtype),
+        latents, eos_logits, embeds = self._step(
+            *inputs, self._cache, layout.conditional, layout.unconditional, layout.scales, noise
         )
-        if predict is not predict_frames:
-            # CUDA graphs write the next step's results to the same memory.
-            latents, eos_logits, embeds = latents.clone(), eos_logits.clone(), embeds.clone()
         for row in rows:
             for branch in row.branches:
                 branch.length += 1
@@ -494,7 +489,7 @@ class SledEngine:
             layout.cache_rows, positions, len(self._lengths), num_positions, are_first_rows=True
         )
         mask = None
-        if self._cache.capacity is not None or min(lengths) + 1 < num_positions:
+        if min(lengths) + 1 < num_visible:
             mask = self._get_mask(positions, num_visible)
         return self._inputs[: len(layout.cache_rows)], mask, positions, None
 
@@ -508,7 +503,9 @@ class SledEngine:
             branch.pending = None
             branch.length = len(sequences[-1]) - 1
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=self._device)
-        rows = torch.arange(len(sequences), device=self._device).repeat_interleave(lengths)[None]
+        rows = torch.arange(len(sequences), device=self._device)
+        # Told how many there are, it does not wait for the device to count them.
+        rows = rows.repeat_interleave(lengths, output_size=sum(map(len, sequences)))[None]
         ends = lengths.cumsum(0)
         positions = torch.arange(rows.shape[1], device=self._device) - (ends - lengths)[rows]
         self._cache.start(rows, positions, len(self._lengths), max(len(sequence) for sequence in sequences))
@@ -540,23 +537,27 @@ class SledEngine:
     def _arrange(self, rows: list[SledRow]) -> "_Layout":
         device = self._device
 
+        def get_size(number: int) -> int:
+            if self._pads_to_powers:
+                number = 1 << (number - 1).bit_length()
+            # One is a case of its own to the compiler.
+            return max(2, number) if self._step.is_compiled else number
+
         def pad(indices: list[int]) -> torch.Tensor:
-            """To a power of two where the step is compiled, so that it meets few sizes."""
-            length = _round_up(len(indices)) if self._is_compiled else len(indices)
-            return torch.tensor(indices + [0] * (length - len(indices)), device=device)
+            return torch.tensor(indices + [0] * (get_size(len(indices)) - len(indices)), device=device)
 
         noises = list(dict.fromkeys(row.noise for row in rows))
         offsets = dict(zip(noises, itertools.accumulate([0, *(len(noise) for noise in noises)]), strict=False))
         conditional = pad([row.branches[0].row for row in rows])
-        noise_index = pad([offsets[row.noise] + row.noise_index for row in rows])
-        is_same = noise_index.tolist() == list(range(sum(len(noise) for noise in noises)))
-        num_branches = _round_up(len(self._branches)) if self._is_compiled else len(self._branches)
-        advance = torch.zeros(num_branches, 1, dtype=torch.long, device=device)
-        advance[[branch.row for row in rows for branch in row.branches]] = 1
-        scales = torch.ones(len(conditional), 1, device=device)
-        scales[: len(rows), 0] = torch.tensor([float(row.config.guidance_scale) for row in rows])
-        # Without guidance both are the same branch.
-        is_guided = any(row.is_guided for row in rows)
+        noise_places = [offsets[row.noise] + row.noise_index for row in rows]
+        is_same = noise_places == list(range(sum(len(noise) for noise in noises))) and len(rows) == len(conditional)
+        num_branches = get_size(len(self._branches))
+        going = {branch.row for row in rows for branch in row.branches}
+        advance = torch.tensor([[int(row in going)] for row in range(num_branches)], device=device)
+        guidance_scales = [float(row.config.guidance_scale) for row in rows]
+        scales = torch.tensor(guidance_scales + [1.0] * (len(conditional) - len(rows)), device=device)[:, None]
+        # Without guidance both are the same branch, which a compiled step mixes all the same.
+        is_guided = self._step.is_compiled or any(row.is_guided for row in rows)
         criteria: dict[int, tuple[StoppingCriteriaList, list[int]]] = {}
         for index, row in enumerate(rows):
             if row.criteria:
@@ -569,7 +570,7 @@ class SledEngine:
             advance=advance,
             cache_rows=torch.arange(num_branches, device=device),
             noises=noises,
-            noise_index=None if is_same else noise_index,
+            noise_index=None if is_same else pad(noise_places),
             criteria=list(criteria.values()),
         )
 
@@ -616,6 +617,15 @@ class SledEngine:
         inputs = torch.zeros(1, 1, self.config.hidden_size, dtype=self._dtype, device=self._device)
         while self.synced_gpus and self._synchronize(False):
             self.model.model(inputs_embeds=inputs, use_cache=False)
+            self._run_heads()
+
+    def _run_heads(self) -> None:
+        """What follows the decoder in a step that makes frames, as others may do in this one."""
+        states = torch.zeros(1, self.config.hidden_size, dtype=self._dtype, device=self._device)
+        noise = torch.zeros(1, self.config.noise_dim, dtype=self._dtype, device=self._device)
+        latents = self.model.generative_head(states, noise)
+        self.model.eos_head(states)
+        self.model.embed_latents(latents[:, None])
 
     def _synchronize(self, is_working: bool) -> bool:
         """Whether any process is about to run the decoder. All of them call this, and then run it together."""
@@ -644,86 +654,6 @@ def get_frame_budget(model: "SledForSpeechSynthesis", num_tokens: int) -> int:
     return math.ceil(seconds * codec_config.sampling_rate / codec_config.hop_length)
 
 
-def predict_frames(
-    model: "SledForSpeechSynthesis",
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor,
-    last: torch.Tensor | None,
-    cache: SledCache | None,
-    conditional: torch.Tensor,
-    unconditional: torch.Tensor | None,
-    scales: torch.Tensor,
-    noise: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    One step of the model: the frames that follow the inputs.
-
-    Args:
-        model ([`SledForSpeechSynthesis`]):
-            The model.
-        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`):
-            What the branches read.
-        attention_mask (`torch.Tensor`, *optional*):
-            What every input sees, as the decoder takes it.
-        position_ids (`torch.LongTensor` of shape `(batch_size, length)`):
-            Positions of the inputs.
-        last (`torch.LongTensor` of shape `(num_branches,)`, *optional*):
-            Index of every branch's last input, counted over the whole batch. The last one of each row by default.
-        cache ([`SledCache`], *optional*):
-            Keys and values.
-        conditional (`torch.LongTensor` of shape `(num_rows,)`):
-            The branches that read text.
-        unconditional (`torch.LongTensor` of shape `(num_rows,)`, *optional*):
-            The branches without text, where any row is guided.
-        scales (`torch.FloatTensor` of shape `(num_rows, 1)`):
-            Guidance scales.
-        noise (`torch.FloatTensor` of shape `(num_rows, noise_dim)`):
-            Noise for the generative head.
-
-    Returns:
-        `tuple(torch.FloatTensor, torch.FloatTensor, torch.FloatTensor)`: latents `(num_rows, latent_dim)`, end-of-speech
-        logits `(num_rows,)` in float32, and the latents' embeddings `(num_rows, 1, hidden_size)`, the next inputs.
-    """
-    outputs = model.model(
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        use_cache=cache is not None,
-        **{CACHE_ARGUMENT: cache},
-    )
-    hidden_states = outputs.last_hidden_state
-    hidden_states = hidden_states[:, -1] if last is None else hidden_states.flatten(0, 1)[last]
-    mixed = with_text = hidden_states[conditional]
-    if unconditional is not None:
-        without_text = hidden_states[unconditional]
-        mixed = (without_text + scales * (with_text - without_text)).to(with_text.dtype)
-    latents = model.generative_head(mixed, noise)
-    eos_logits = model.eos_head(with_text).squeeze(-1).float()
-    return latents, eos_logits, model.embed_latents(latents[:, None])
-
-
-def get_compiled_prediction(compile_config: CompileConfig) -> Callable:
-    """
-    Compiles [`predict_frames`], once for each set of options in a process.
-
-    Args:
-        compile_config ([`~transformers.CompileConfig`]):
-            Options of `torch.compile`.
-
-    Returns:
-        `Callable`: the compiled function.
-    """
-    options = compile_config.to_dict()
-    key = repr(sorted(options.items()))
-    if key not in _compiled_predictions:
-        _compiled_predictions[key] = torch.compile(predict_frames, **options)
-    return _compiled_predictions[key]
-
-
-_compiled_predictions: dict[str, Callable] = {}
-
-
 @dataclass
 class _Layout:
     """The rows of a step, where they are in the cache, and what differs from row to row."""
@@ -749,9 +679,4 @@ def _split(branch: SledBranch, size: int | None) -> torch.Tensor:
     return portion
 
 
-def _round_up(number: int) -> int:
-    """To a power of two."""
-    return 1 << (number - 1).bit_length()
-
-
-__all__ = ["SledEngine", "SledFrame", "SledNoise", "SledRow", "get_frame_budget", "predict_frames"]
+__all__ = ["SledEngine", "SledFrame", "SledNoise", "SledRow", "get_frame_budget"]

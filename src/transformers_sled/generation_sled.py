@@ -732,6 +732,40 @@ class SledGenerationMixin(GenerationMixin):
 
         return _drive_async([start], pieces, _Worker(self.device.type))
 
+    @torch.no_grad()
+    def compile_generation(self: "SledForSpeechSynthesis", compile_config: CompileConfig | None = None) -> None:
+        r"""
+        Compiles the step of generation ahead, so that nobody waits for it: `generate`, `stream`, `astream` and
+        [`SledStreamServer`] use it from then on (`generation_config.compile_config`). On two cores this takes half a
+        minute, once: PyTorch keeps the compiled code on disk for later processes (`TORCHINDUCTOR_CACHE_DIR`).
+        `disable_compile=True` leaves it out in a call.
+
+        Args:
+            compile_config ([`~transformers.CompileConfig`], *optional*):
+                Options of `torch.compile`. By default the code serves all lengths and numbers of rows and uses no CUDA
+                graphs, which would belong to one thread.
+
+        Example:
+
+        ```python
+        >>> model.compile_generation()
+        >>> audio = model.generate(**inputs)
+        ```
+        """
+        compile_config = get_default_compile_config() if compile_config is None else compile_config
+        engine = SledEngine(self, compile_config=compile_config)
+        config = GenerationConfig(guidance_scale=2.0)
+        config.eos_threshold = 1.0
+        noise = SledNoise(None, 1, self.config.noise_dim, 0.0, self.device)
+        part = SledTextPart([0, 0])
+        # More than two, so that no size of the compiled step is a case of its own.
+        for _ in range(3):
+            engine.join(SledRow(part, config, noise, max_frames=4))
+        # What starts, in the first of these steps, is not compiled.
+        for _ in logging.tqdm(range(3), desc="Compiling generation"):
+            engine.step()
+        self.generation_config.compile_config = compile_config
+
     def _record(
         self: "SledForSpeechSynthesis",
         utterances: list[SledUtterance],
@@ -1189,17 +1223,26 @@ def make_engine(
     is_recomputing = model.training and model.model.layers[0].gradient_checkpointing
     if config.use_cache is False or is_recomputing:
         return SledEngine(model, use_cache=False, synced_gpus=synced_gpus)
-    if config.cache_implementation != "static":
-        return SledEngine(model, synced_gpus=synced_gpus)
+    num_positions = None
     compile_config = config.compile_config
-    if compile_config is None and model.device.type != "cpu":
-        compile_config = CompileConfig()
+    if config.cache_implementation == "static":
+        num_positions = max(_count_positions(model, config, utterance) for utterance in utterances)
+        if compile_config is None and model.device.type != "cpu":
+            compile_config = get_default_compile_config()
     return SledEngine(
-        model,
-        max(_count_positions(model, config, utterance) for utterance in utterances),
-        None if config.disable_compile else compile_config,
-        synced_gpus=synced_gpus,
+        model, num_positions, None if config.disable_compile else compile_config, synced_gpus=synced_gpus
     )
+
+
+def get_default_compile_config() -> CompileConfig:
+    """
+    How the step is compiled where nothing else is asked for: once for all lengths and numbers of rows, and without CUDA
+    graphs, which belong to the thread that has recorded them.
+
+    Returns:
+        [`~transformers.CompileConfig`]: the options of `torch.compile`.
+    """
+    return CompileConfig(mode="default", dynamic=True)
 
 
 def _count_positions(model: "SledForSpeechSynthesis", config: GenerationConfig, utterance: SledUtterance) -> int:
@@ -1407,6 +1450,7 @@ __all__ = [
     "SledKnownParts",
     "SledStreamRequest",
     "SledUtterance",
+    "get_default_compile_config",
     "get_pieces",
     "make_engine",
     "prepare_generation_config",

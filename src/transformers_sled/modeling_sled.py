@@ -13,8 +13,8 @@ from transformers import EncodecConfig, EncodecModel, PreTrainedConfig, PreTrain
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -22,11 +22,11 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
+    eager_attention_forward,
 )
 from transformers.utils import CONFIG_NAME, find_adapter_config_file, is_peft_available
 
-from .cache_sled import CACHE_ARGUMENT, attends_in_float32
+from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32
 from .codec_sled import (
     SledCodec,
     check_bandwidth,
@@ -123,6 +123,7 @@ class SledLinear(nn.Linear):
             or weight.dtype != torch.bfloat16
             or input.device.type != "cpu"
             or torch.is_grad_enabled()
+            # The compiler would carry the order on to products that want another.
             or torch.compiler.is_compiling()
             # Quantized and sharded weights have products of their own.
             or type(weight.data) is not torch.Tensor
@@ -149,36 +150,92 @@ class SledAttention(LlamaAttention):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        cache = kwargs.get(CACHE_ARGUMENT)
-        if cache is not None and attends_in_float32(self.config, hidden_states.device, hidden_states.dtype):
-            return self._attend_in_float32(hidden_states, position_embeddings, attention_mask, cache), None
+        cache = kwargs.pop(CACHE_ARGUMENT, None)
+        is_in_float32 = attends_in_float32(self.config, hidden_states.device, hidden_states.dtype)
+        if cache is not None and (is_in_float32 or isinstance(cache, SledCache)):
+            dtype = torch.float32 if is_in_float32 else hidden_states.dtype
+            states = self.project(hidden_states, position_embeddings, dtype)
+            attended, weights = self.attend(*states, attention_mask, cache, **kwargs)
+            return self.dropout(self.o_proj(attended.to(hidden_states.dtype))), weights
         attn_output, attn_weights = super().forward(
-            hidden_states, position_embeddings=position_embeddings, attention_mask=attention_mask, **kwargs
+            hidden_states,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            **{CACHE_ARGUMENT: cache},
+            **kwargs,
         )
         return self.dropout(attn_output), attn_weights
 
-    def _attend_in_float32(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None,
-        cache: Cache,
-    ) -> torch.Tensor:
-        """The base class's forward with queries, keys and values, and so the cache, in float32."""
+    # The base class's forward in two, and in fewer operations, which on one position take longer than what they compute.
+
+    def project(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`):
+                Inputs of the layer after their norm.
+            position_embeddings (`tuple(torch.FloatTensor, torch.FloatTensor)`):
+                Cosines and sines of their positions, each `(batch_size, length, head_dim)`.
+            dtype (`torch.dtype`):
+                Type of the cache.
+
+        Returns:
+            `tuple(torch.FloatTensor, torch.FloatTensor, torch.FloatTensor)`: queries, keys and values, each
+            `(batch_size, num_heads, length, head_dim)`.
+        """
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
-            projection(hidden_states)
-            .to(torch.float32, memory_format=torch.contiguous_format)
-            .view(shape)
-            .transpose(1, 2)
+            projection(hidden_states).to(dtype, memory_format=torch.contiguous_format).view(shape)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        rotated = _rotate(torch.cat([query, key], dim=2), *position_embeddings)
+        query, key = rotated.split([query.shape[2], key.shape[2]], dim=2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Cache,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            query, key, value (`torch.FloatTensor`):
+                What [`~SledAttention.project`] returns.
+            attention_mask (`torch.Tensor`, *optional*):
+                What every input sees.
+            cache (`Cache`):
+                Takes the keys and values, and gives those that are seen.
+            kwargs:
+                What the attention function takes besides.
+
+        Returns:
+            `tuple(torch.FloatTensor, torch.FloatTensor | None)`: what was attended to, `(batch_size, length, width)`, and
+            the weights where the attention function returns them.
+        """
         key, value = cache.update(key, value, self.layer_idx)
         if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.float()
-        attended, _ = sdpa_attention_forward(self, query, key, value, attention_mask, scaling=self.scaling)
-        return self.dropout(self.o_proj(attended.reshape(*shape[:2], -1).to(hidden_states.dtype)))
+            attention_mask = attention_mask.to(query.dtype)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        attended, weights = function(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return attended.flatten(2), weights
+
+
+def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Llama's rotary embedding of states (batch_size, length, num_heads, head_dim)."""
+    half = states.shape[-1] // 2
+    cos, sin = cos[:, :, None, :half], sin[:, :, None, :half]
+    first, second = states.split(half, dim=-1)
+    return torch.cat(
+        [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)], dim=-1
+    )
 
 
 class SledMLP(LlamaMLP):
@@ -195,11 +252,38 @@ class SledMLP(LlamaMLP):
         return self.dropout(super().forward(x))
 
 
+class SledRMSNorm(LlamaRMSNorm):
+    """Llama's norm as one operation."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
 class SledDecoderLayer(LlamaDecoderLayer):
+    self_attn: SledAttention
+
     def __init__(self, config: SledConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.self_attn = SledAttention(config, layer_idx)
         self.mlp = SledMLP(config)
+        self.input_layernorm = SledRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = SledRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def finish(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """
+        What follows the attention.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`):
+                Inputs of the layer.
+            attended (`torch.FloatTensor` of shape `(batch_size, length, width)`):
+                What [`SledAttention.attend`] returns.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, length, hidden_size)`: outputs of the layer.
+        """
+        hidden_states = hidden_states + self.self_attn.o_proj(attended.to(hidden_states.dtype))
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
 class SledGenerativeHead(nn.Module):
@@ -318,7 +402,7 @@ class SledModel(SledPreTrainedModel, LlamaModel):
         self.layers = nn.ModuleList(
             SledDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = SledRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()

@@ -12,6 +12,7 @@ from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import CompileConfig
 
 from .codec_sled import SledAudioChunker, SledStreamingDecoder
 from .engine_sled import SledEngine, SledFrame
@@ -267,6 +268,10 @@ class SledStreamServer:
             The model's processor.
         max_streams (`int`, *optional*, defaults to 8):
             Number of streams that are active at a time.
+        compile_config ([`~transformers.CompileConfig`], *optional*):
+            Compiles the step that makes a frame of all streams, for which its first call takes half a minute or more.
+            By default that of `model.generation_config`, which
+            [`~SledGenerationMixin.compile_generation`] sets after it has compiled ahead.
 
     Raises:
         `ValueError`: if the model has no codec or another kind of attention, `processor` is something else, or
@@ -291,7 +296,13 @@ class SledStreamServer:
     ```
     """
 
-    def __init__(self, model: "SledForSpeechSynthesis", processor: "SledProcessor", max_streams: int = 8) -> None:
+    def __init__(
+        self,
+        model: "SledForSpeechSynthesis",
+        processor: "SledProcessor",
+        max_streams: int = 8,
+        compile_config: CompileConfig | None = None,
+    ) -> None:
         if isinstance(max_streams, bool) or not isinstance(max_streams, int) or max_streams < 1:
             raise ValueError(f"`max_streams` must be an integer of at least 1, got {max_streams!r}.")
         if not hasattr(processor, "split_text"):
@@ -307,7 +318,11 @@ class SledStreamServer:
         self._waiting: deque[_Speech] = deque()
         self._active: list[_Speech] = []
         self._decoder = SledStreamingDecoder(model.get_codec())
-        self._engine = SledEngine(model, prefill_size=MAX_PREFILL_POSITIONS)
+        self._engine = SledEngine(
+            model,
+            compile_config=compile_config or model.generation_config.compile_config,
+            prefill_size=MAX_PREFILL_POSITIONS,
+        )
         self._step_lock = threading.Lock()
         # The thread that is taking a step.
         self._stepping: int | None = None
@@ -498,8 +513,8 @@ class SledStreamServer:
                 speaking = {speech.utterance.row: speech for speech in self._active if speech.utterance.row}
                 if self._engine.can_step:
                     has_worked = True
-                    for row, frame in self._engine.step():
-                        self._take_frame(speaking[row], frame, row.has_ended, deliver)
+                    frames = [(speaking[row], frame, row.has_ended) for row, frame in self._engine.step()]
+                    self._take_frames(frames, deliver)
                 return has_worked
             except BaseException as error:
                 self._end_all(error)
@@ -553,18 +568,24 @@ class SledStreamServer:
                 channel.pull(channel.pieces)
         return has_worked
 
-    def _take_frame(self, speech: _Speech, frame: SledFrame, ends_part: bool, deliver: _Deliver) -> None:
-        utterance = speech.utterance
-        utterance.take(frame)
-        if frame.is_heard:
-            for waveform in speech.chunker.push(frame.latents[None, None]):
+    def _take_frames(self, frames: list[tuple[_Speech, SledFrame, bool]], deliver: _Deliver) -> None:
+        """Takes a frame of each speech, with whether it ends a part."""
+        for speech, frame, _ in frames:
+            speech.utterance.take(frame)
+        heard = [(speech, frame.latents[None, None]) for speech, frame, _ in frames if frame.is_heard]
+        chunkers = [speech.chunker for speech, _ in heard]
+        for (speech, _), waveforms in zip(
+            heard, SledAudioChunker.push_each(chunkers, [latents for _, latents in heard]), strict=True
+        ):
+            for waveform in waveforms:
                 deliver(speech, waveform)
-        if ends_part:
-            speech.chunker.end_part()
-        # In the step that made the last frame, so that the place is free for the next.
-        utterance.join(self._engine)
-        if utterance.is_finished:
-            self._finish(speech, deliver)
+        for speech, _, ends_part in frames:
+            if ends_part:
+                speech.chunker.end_part()
+            # In the step that made the last frame, so that the place is free for the next.
+            speech.utterance.join(self._engine)
+            if speech.utterance.is_finished:
+                self._finish(speech, deliver)
 
     def _finish(self, speech: _Speech, deliver: _Deliver) -> None:
         for waveform in speech.chunker.finish():

@@ -1,6 +1,7 @@
 """What makes the speech of one model: a `SledStreamServer` in this process."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,12 +10,16 @@ from typing import Any, Protocol
 
 import torch
 
+from ..configuration_sled import SledConfig
 from ..modeling_sled import SledForSpeechSynthesis
+from ..precision import Precision, choose_precision
 from ..processing_sled import SledProcessor
 from ..serving_sled import SledStream, SledStreamServer
 from .settings import ServiceSettings
 from .voice_library import DEFAULT_VOICE, Voice
 
+
+logger = logging.getLogger(__name__)
 
 # Voices that are kept encoded.
 MAX_PROMPTS = 256
@@ -188,5 +193,15 @@ def _close_stream(future: "Future[SledStream]") -> None:
 
 def load_engine(checkpoint: str, settings: ServiceSettings) -> LocalEngine:
     """Loads a model to speak in this process: a repository on the Hub or a folder."""
-    model = SledForSpeechSynthesis.from_pretrained(checkpoint, dtype=settings.dtype, device_map=settings.device)
+    if settings.dtype is None and settings.quantization is None:
+        config = SledConfig.from_pretrained(checkpoint)
+        precision = choose_precision(config, settings.device, settings.max_streams)
+    else:
+        precision = Precision(settings.dtype or "bfloat16", settings.quantization)
+    logger.info("loading", extra={"details": {"model": checkpoint, "precision": str(precision)}})
+    model = SledForSpeechSynthesis.from_pretrained(
+        checkpoint, device_map=settings.device, **precision.get_loading_arguments()
+    )
+    if settings.compiles:
+        model.compile_generation()
     return LocalEngine(model, SledProcessor.from_pretrained(checkpoint), settings)

@@ -20,8 +20,13 @@ class ServiceSettings:
             `model`, and `model` itself beside another one.
         device (`str`, *optional*, defaults to `"cpu"`):
             Where to compute.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Precision of the models.
+        dtype (`str`, *optional*):
+            Precision of the models, `"auto"` for that of the checkpoints. By default what is fastest on this machine, as
+            [`choose_precision`] says, unless `quantization` is given.
+        quantization (`str`, *optional*):
+            Weights in `"int4"`, on a CPU, or in `"int8"`.
+        compiles (`bool`, *optional*, defaults to `False`):
+            Whether to compile the models before the service is ready, which takes half a minute or more.
         api_keys (`tuple[str, ...]`, *optional*):
             Keys of which a request must bring one. None are asked for by default.
         max_streams (`int`, *optional*, defaults to 8):
@@ -59,7 +64,9 @@ class ServiceSettings:
     model: str = field(default_factory=builtin_voice)
     streaming_model: str | None = None
     device: str = "cpu"
-    dtype: str = "auto"
+    dtype: str | None = None
+    quantization: str | None = None
+    compiles: bool = False
     api_keys: tuple[str, ...] = ()
     max_streams: int = 8
     max_queue: int = 32
@@ -80,6 +87,8 @@ class ServiceSettings:
         for name in ("max_streams", "max_input_characters", "max_body_bytes", "max_connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.quantization not in (None, "int4", "int8"):
+            raise ValueError(f"`quantization` must be 'int4' or 'int8', got {self.quantization!r}.")
         if self.max_queue < 0:
             raise ValueError(f"`max_queue` must be at least 0, got {self.max_queue}.")
         for name in ("max_duration", "client_timeout", "idle_timeout"):

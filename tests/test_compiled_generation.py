@@ -1,0 +1,115 @@
+"""The compiled step: ready before the first request, traced anew for nobody, and the same audio as without it."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CompileConfig
+
+from transformers_sled import SledForSpeechSynthesis, SledProcessor, SledStreamServer
+
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+TEXTS = ["No.", "She opened the window and looked at the garden.", "It was cold.", "The dog barked all night."]
+# What is traced anew shows with any back end, and this one takes seconds in place of minutes.
+COMPILE_CONFIG = CompileConfig(mode="default", dynamic=True, backend="aot_eager")
+OPTIONS = {"eos_threshold": 1.0, "max_new_tokens": 70, "min_new_tokens": 70}
+
+
+@pytest.fixture(params=["offline", "streaming"])
+def side(request):
+    return request.param
+
+
+def load(side):
+    model = SledForSpeechSynthesis.from_pretrained(GOLDEN / side, codec=GOLDEN / "codec")
+    return model, SledProcessor.from_pretrained(GOLDEN / side)
+
+
+def count_graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def seeded(index):
+    return torch.Generator().manual_seed(index)
+
+
+def speak_in_all_ways(model, processor):
+    """Whole, streamed, in an event loop, in batches of several sizes and by a server, with and without guidance."""
+    audio = [model.generate(**processor(text), generator=seeded(0), **OPTIONS)[0] for text in TEXTS[:2]]
+    audio.append(torch.cat(list(model.stream(TEXTS[1], processor, generator=seeded(1), **OPTIONS))))
+    for num_rows in (2, 3):
+        generators = [seeded(index) for index in range(num_rows)]
+        audio += model.generate(**processor(TEXTS[:num_rows]), generator=generators, guidance_scale=1.0, **OPTIONS)
+
+    async def listen():
+        stream = model.astream(TEXTS[2], processor, generator=seeded(2), **OPTIONS)
+        return torch.cat([waveform async for waveform in stream])
+
+    audio.append(asyncio.run(listen()))
+    with SledStreamServer(model, processor, max_streams=4) as server:
+        streams = [
+            server.add(text, generator=seeded(index), guidance_scale=1.0 + index % 2, **OPTIONS)
+            for index, text in enumerate(TEXTS)
+        ]
+        audio += [torch.cat(list(stream)) for stream in streams]
+    return audio
+
+
+@pytest.mark.slow
+def test_nothing_is_traced_after_compiling_ahead(side):
+    model, processor = load(side)
+    expected = speak_in_all_ways(model, processor)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.compile_generation(COMPILE_CONFIG)
+    # The way into the first layer, from one layer to the next, and the head.
+    assert count_graphs() == 3 and not torch._dynamo.utils.counters["graph_break"]
+    actual = speak_in_all_ways(model, processor)
+    assert count_graphs() == 3
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_models_do_not_use_up_each_others_compilations():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    models = [load("offline")[0] for _ in range(torch._dynamo.config.recompile_limit + 1)]
+    for model in models:
+        model.compile_generation(COMPILE_CONFIG)
+    num_graphs = count_graphs()
+    assert num_graphs >= len(models)
+    for model in models:
+        model.compile_generation(COMPILE_CONFIG)
+    assert count_graphs() == num_graphs
+
+
+@pytest.mark.slow
+def test_compile_configuration_is_used_and_left_out(tmp_path):
+    model, processor = load("offline")
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compile_config = CompileConfig(mode=None, backend=backend)
+    options = {"max_new_tokens": 3, "min_new_tokens": 3}
+    list(model.stream(TEXTS[0], processor, **options))
+    assert not calls
+    list(model.stream(TEXTS[0], processor, compile_config=compile_config, **options))
+    assert calls
+    model.generation_config.compile_config = compile_config
+    calls.clear()
+    torch._dynamo.reset()
+    model.generate(**processor(TEXTS[0]), disable_compile=True, **options)
+    assert not calls
+    model.generate(**processor(TEXTS[0]), **options)
+    assert calls
+    # It belongs to a process and not to a checkpoint.
+    model.generation_config.compile_config = COMPILE_CONFIG
+    model.save_pretrained(tmp_path)
+    assert SledForSpeechSynthesis.from_pretrained(tmp_path).generation_config.compile_config is None
