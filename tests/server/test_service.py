@@ -337,3 +337,21 @@ def test_the_space_runs_as_it_stands():
     finally:
         process.terminate()
         assert process.wait(60) is not None
+
+
+def test_what_takes_seconds_to_import_is_there_before_the_first_request(tmp_path):
+    script = tmp_path / "first_text.py"
+    script.write_text(
+        "import sys\n"
+        "from transformers_sled.server.engines import load_engine\n"
+        "from transformers_sled.server.settings import ServiceSettings\n"
+        "settings = ServiceSettings()\n"
+        "engine = load_engine(settings.model, settings)\n"
+        "before = set(sys.modules)\n"
+        "with engine.server as server:\n"
+        "    next(iter(server.add('It is 5 p.m.')))\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    completed = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert set(completed.stdout.split()) <= sys.stdlib_module_names | {"torch", "transformers_sled"}

@@ -204,4 +204,7 @@ def load_engine(checkpoint: str, settings: ServiceSettings) -> LocalEngine:
     )
     if settings.compiles:
         model.compile_generation()
-    return LocalEngine(model, SledProcessor.from_pretrained(checkpoint), settings)
+    processor = SledProcessor.from_pretrained(checkpoint)
+    # What writes numbers out takes seconds to import, which no request should wait for.
+    processor.get_reader()
+    return LocalEngine(model, processor, settings)
