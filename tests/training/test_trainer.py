@@ -35,6 +35,7 @@ from transformers_sled.training import (
     parse_recipe,
     prepare_dataset,
 )
+from transformers_sled.training import trainer as trainer_module
 from transformers_sled.training.trainer import EpochLengthGroupedSampler
 
 
@@ -332,6 +333,12 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(train, arguments,
     two = json.loads((tmp_path / "two" / "eval_results.json").read_text())
     for part in ("loss", "energy_loss", "eos_loss"):
         assert two[f"eval_{part}"] == pytest.approx(one[f"eval_{part}"], abs=1e-5)
+
+
+def test_sharded_weights_speak_no_samples_that_would_wait_for_other_processes(train, checkpoint, monkeypatch, caplog):
+    monkeypatch.setattr(trainer_module, "is_deepspeed_zero3_enabled", lambda: True)
+    folder = train("sharded", model_name_or_path=checkpoint, do_train=None, do_eval=True, num_audio_samples=1)
+    assert "No audio samples" in caplog.text and not (folder / "samples").exists()
 
 
 def test_from_scratch_with_memory_saved(train, tmp_path):

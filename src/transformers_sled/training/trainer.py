@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, ModelCard
 from matplotlib.figure import Figure
 from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
@@ -255,8 +256,11 @@ class SledTrainer(Trainer):
         args, processor, step = self.args, self.processing_class, self.state.global_step
         if not self.is_world_process_zero() or processor is None or not args.num_audio_samples:
             return
-        if self.is_fsdp_enabled:
-            logger.warning("No audio samples: a model sharded by FSDP speaks from its saved checkpoints only")
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            # One process would wait for the weights of the others, which do not speak.
+            logger.warning(
+                "No audio samples: a model whose weights are sharded speaks from its saved checkpoints only"
+            )
             return
         model = self.get_plain_model()
         was_training = model.training
