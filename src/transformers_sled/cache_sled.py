@@ -15,8 +15,9 @@ from .configuration_sled import SledConfig
 # transformers 5.24 renamed the argument of the decoder, its layers and their attention.
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaAttention.forward).parameters else "past_key_values"
 
-# Positions that a growing cache makes room for at least when it is full.
-MIN_GROWTH = 64
+# Positions that a growing cache makes room for at least when it is full. No width of a head, which the compiler would take
+# for the same size.
+MIN_GROWTH = 96
 
 
 @dataclass
@@ -61,30 +62,46 @@ class SledCacheLayer(CacheLayerMixin):
         self.places = places
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        _, num_heads, _, head_dim = key_states.shape
-        shape = (self.places.num_rows, self.places.num_positions, num_heads, head_dim)
-        # Zeros, because what is masked must at least be finite.
-        self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
+        self.make_room(key_states.shape[1], key_states.shape[3], key_states.dtype, key_states.device)
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def make_room(self, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        """
+        Makes room for what the next forward pass writes.
+
+        Args:
+            num_heads (`int`):
+                Number of heads.
+            head_dim (`int`):
+                Their width.
+            dtype (`torch.dtype`):
+                Type of keys and values.
+            device (`torch.device`):
+                Their device.
+        """
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            shape = (self.places.num_rows, self.places.num_positions, num_heads, head_dim)
+            # Zeros, because what is masked must at least be finite.
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)
+            self.values = torch.zeros_like(self.keys)
+            self.dtype, self.device = dtype, device
+            self.is_initialized = True
         num_rows, num_positions = self.keys.shape[:2]
         if num_rows < self.places.num_rows or num_positions < self.places.num_positions:
             growth = (0, 0, 0, 0, 0, self.places.num_positions - num_positions, 0, self.places.num_rows - num_rows)
             self.keys = torch.nn.functional.pad(self.keys, growth)
             self.values = torch.nn.functional.pad(self.values, growth)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.lazy_initialization(key_states, value_states)
         return self._store(self.keys, key_states), self._store(self.values, value_states)
 
     def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         places = self.places
         # A layer may be on another device than the first.
         index = places.index.to(stored.device)
-        stored.flatten(0, 1).index_copy_(0, index, states.transpose(1, 2).flatten(0, 1).to(stored.dtype))
+        store(stored, index, states)
         if places.rows is None:
             return states
         rows = stored[: len(places.rows)] if places.are_first_rows else stored[places.rows.to(stored.device)]
@@ -168,6 +185,30 @@ class SledCache(Cache):
         places.num_visible_positions = self.capacity or num_positions
         return places.num_visible_positions
 
+    def get_first_rows(
+        self, num_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor, int]:
+        """
+        What the next forward pass needs to write and see, where [`~SledCache.select`] chose the first rows.
+
+        Args:
+            num_heads (`int`):
+                Number of heads.
+            head_dim (`int`):
+                Their width.
+            dtype (`torch.dtype`):
+                Type of keys and values.
+
+        Returns:
+            `tuple(list[tuple(torch.FloatTensor, torch.FloatTensor)], torch.LongTensor, int)`: of each layer keys and values
+            `(num_rows, num_positions, num_heads, head_dim)`, the places of new ones, counted over all rows, and the number
+            of positions that are seen.
+        """
+        places = self.places
+        for layer in self.layers:
+            layer.make_room(num_heads, head_dim, dtype, places.index.device)
+        return [(layer.keys, layer.values) for layer in self.layers], places.index, places.num_visible_positions
+
     def start(self, rows: torch.Tensor, positions: torch.Tensor, num_rows: int, num_positions: int) -> None:
         """
         Chooses rows that are empty, whose new keys and values are all that the forward pass sees.
@@ -210,6 +251,21 @@ class SledCache(Cache):
         if length > 0:
             for layer in self.layers:
                 layer.move_row(source, target, length)
+
+
+def store(stored: torch.Tensor, index: torch.Tensor, states: torch.Tensor) -> None:
+    """
+    Writes keys or values to their places.
+
+    Args:
+        stored (`torch.FloatTensor` of shape `(num_rows, num_positions, num_heads, head_dim)`):
+            Where to.
+        index (`torch.LongTensor` of shape `(batch_size * length,)`):
+            Their places, counted over all rows.
+        states (`torch.FloatTensor` of shape `(batch_size, num_heads, length, head_dim)`):
+            The keys or values.
+    """
+    stored.flatten(0, 1).index_copy_(0, index, states.transpose(1, 2).flatten(0, 1).to(stored.dtype))
 
 
 def attends_in_float32(config: SledConfig, device: torch.device, dtype: torch.dtype) -> bool:

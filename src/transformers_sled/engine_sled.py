@@ -489,7 +489,8 @@ class SledEngine:
             layout.cache_rows, positions, len(self._lengths), num_positions, are_first_rows=True
         )
         mask = None
-        if min(lengths) + 1 < num_visible:
+        # A graph has a mask or none.
+        if self._step.is_compiled or min(lengths) + 1 < num_visible:
             mask = self._get_mask(positions, num_visible)
         return self._inputs[: len(layout.cache_rows)], mask, positions, None
 

@@ -757,10 +757,11 @@ class SledGenerationMixin(GenerationMixin):
         config = GenerationConfig(guidance_scale=2.0)
         config.eos_threshold = 1.0
         noise = SledNoise(None, 1, self.config.noise_dim, 0.0, self.device)
-        part = SledTextPart([0, 0])
-        # More than two, so that no size of the compiled step is a case of its own.
+        # More rows than one, and more positions than rows: the compiler takes equal sizes for the same, and one for a case of
+        # its own.
+        part, prompt = SledTextPart([0, 0]), torch.zeros(20, self.config.latent_dim, device=self.device)
         for _ in range(3):
-            engine.join(SledRow(part, config, noise, max_frames=4))
+            engine.join(SledRow(part, config, noise, prompt=prompt, max_frames=4))
         # What starts, in the first of these steps, is not compiled.
         for _ in logging.tqdm(range(3), desc="Compiling generation"):
             engine.step()

@@ -1,15 +1,14 @@
-"""One step of the model: the frames that follow its inputs, layer by layer over the cache, in parts that are compiled."""
+"""One step of the model: the frames that follow its inputs, layer by layer over the cache, compiled or not."""
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import CompileConfig
+from transformers import Cache, CompileConfig
 
-from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32
+from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32, store
 
 
 if TYPE_CHECKING:
@@ -22,24 +21,25 @@ class SledStep:
     r"""
     Predicts the frames that follow the inputs.
 
-    On a plain model the decoder runs in parts between one layer's attention and the next one's, because they see neither the
-    cache nor how much it holds: compiled, a part serves all layers and all lengths, and it takes seconds to compile whatever
-    the number of layers. A model with hooks (offloaded, sharded) or in training mode runs through its own forward pass.
+    On a plain model it is one function, which can be compiled for all lengths and numbers of rows at once. A model with hooks
+    (offloaded, sharded) or in training mode runs through its own forward pass.
 
     Args:
         model ([`SledForSpeechSynthesis`]):
             The model.
         compile_config ([`~transformers.CompileConfig`], *optional*):
-            Compiles the parts with these options.
+            Compiles it with these options.
     """
 
     def __init__(self, model: "SledForSpeechSynthesis", compile_config: CompileConfig | None = None) -> None:
         self.model = model
         self.is_plain = _is_plain(model)
-        self.is_compiled = compile_config is not None and self.is_plain
-        self._parts: dict[str, Callable] = {"project": _project, "cross": _cross, "predict": _predict}
-        if compile_config is not None and self.is_plain:
-            self._parts = _get_compiled_parts(model, self._parts, compile_config)
+        self._compiled = _compile(model, compile_config) if compile_config is not None and self.is_plain else None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it is compiled (`bool`)."""
+        return self._compiled is not None
 
     def __call__(
         self,
@@ -64,8 +64,8 @@ class SledStep:
             position_ids (`torch.LongTensor` of shape `(batch_size, length)`):
                 Positions of the inputs.
             last (`torch.LongTensor` of shape `(num_branches,)`, *optional*):
-                Index of every branch's last input, counted over the whole batch. The last one of each row by default, and
-                then the parts are compiled.
+                Index of every branch's last input, counted over the whole batch, where rows start. By default each row of the
+                batch has one input, and the step is the compiled one.
             cache ([`SledCache`], *optional*):
                 Keys and values.
             conditional (`torch.LongTensor` of shape `(num_rows,)`):
@@ -94,59 +94,70 @@ class SledStep:
             hidden_states = outputs.last_hidden_state.to(noise.device)
             hidden_states = hidden_states[:, -1] if last is None else hidden_states.flatten(0, 1)[last]
             return _mix_and_predict(self.model, hidden_states, conditional, unconditional, scales, noise)
-        decoder = self.model.model
-        layers = cast("list[SledDecoderLayer]", list(decoder.layers))
+        decoder, config = self.model.model, self.model.config
         dtype = inputs_embeds.dtype
-        if attends_in_float32(self.model.config, inputs_embeds.device, dtype):
+        if attends_in_float32(config, inputs_embeds.device, dtype):
             dtype = torch.float32
         cos, sin = decoder.rotary_emb(inputs_embeds, position_ids=position_ids)
-        # A view is traced as one, and what a layer passes on is none.
-        hidden_states = inputs_embeds.clone()
-        query, key, value = self._parts["project"](layers[0], hidden_states, cos, sin, dtype)
-        for layer, following in itertools.pairwise(layers):
-            attended, _ = layer.self_attn.attend(query, key, value, attention_mask, cache)
-            hidden_states, query, key, value = self._parts["cross"](
-                layer, following, hidden_states, attended, cos, sin, dtype
-            )
-        attended, _ = layers[-1].self_attn.attend(query, key, value, attention_mask, cache)
-        results = self._parts["predict"](
-            self.model, layers[-1], hidden_states, attended, conditional, unconditional, scales, noise
-        )
-        if not self.is_compiled:
-            return results
+        arguments = (attention_mask, cos, sin, dtype, conditional, unconditional, scales, noise)
+        if self._compiled is None:
+            return _predict(self.model, inputs_embeds, cache, *arguments)
+        # Tensors and numbers, which a graph has as its inputs: it serves all lengths and numbers of rows.
+        stored, index, num_visible = cache.get_first_rows(config.num_key_value_heads, config.head_dim, dtype)
+        # A view is traced as one, and what the engine passes in later steps is none.
+        results = self._compiled(self.model, inputs_embeds.clone(), stored, index, num_visible, *arguments)
         # CUDA graphs write the next step's results to the same memory.
         latents, eos_logits, embeds = results
         return latents.clone(), eos_logits.clone(), embeds.clone()
 
 
-def _project(
-    layer: "SledDecoderLayer", hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype
+class _FirstRows:
+    """The first rows of a [`SledCache`], for the attention of a step that is compiled."""
+
+    def __init__(
+        self, stored: Sequence[tuple[torch.Tensor, torch.Tensor]], index: torch.Tensor, num_visible: int
+    ) -> None:
+        self.stored = stored
+        self.index = index
+        self.num_visible = num_visible
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self.stored[layer_idx]
+        return self._store(keys, key_states), self._store(values, value_states)
+
+    def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        store(stored, self.index, states)
+        return stored[: states.shape[0], : self.num_visible].transpose(1, 2)
+
+
+def _predict_over_tensors(
+    model: "SledForSpeechSynthesis",
+    inputs_embeds: torch.Tensor,
+    stored: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    index: torch.Tensor,
+    num_visible: int,
+    *arguments: Any,
 ) -> _States:
-    return layer.self_attn.project(layer.input_layernorm(hidden_states), (cos, sin), dtype)
-
-
-def _cross(
-    layer: "SledDecoderLayer",
-    following: "SledDecoderLayer",
-    hidden_states: torch.Tensor,
-    attended: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    hidden_states = layer.finish(hidden_states, attended)
-    return hidden_states, *_project(following, hidden_states, cos, sin, dtype)
+    return _predict(model, inputs_embeds, _FirstRows(stored, index, num_visible), *arguments)
 
 
 def _predict(
     model: "SledForSpeechSynthesis",
-    layer: "SledDecoderLayer",
     hidden_states: torch.Tensor,
-    attended: torch.Tensor,
+    cache: SledCache | _FirstRows,
+    attention_mask: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    dtype: torch.dtype,
     *arguments: Any,
 ) -> _States:
-    hidden_states = model.model.norm(layer.finish(hidden_states[:, -1:], attended[:, -1:]))
-    return _mix_and_predict(model, hidden_states[:, -1], *arguments)
+    for layer in cast("list[SledDecoderLayer]", model.model.layers):
+        states = layer.self_attn.project(layer.input_layernorm(hidden_states), (cos, sin), dtype)
+        attended, _ = layer.self_attn.attend(*states, attention_mask, cast(Cache, cache))
+        hidden_states = layer.finish(hidden_states, attended)
+    return _mix_and_predict(model, model.model.norm(hidden_states[:, -1]), *arguments)
 
 
 def _mix_and_predict(
@@ -182,23 +193,19 @@ def _is_plain(model: "SledForSpeechSynthesis") -> bool:
     )
 
 
-def _get_compiled_parts(
-    model: "SledForSpeechSynthesis", parts: dict[str, Callable], compile_config: CompileConfig
-) -> dict[str, Callable]:
-    """Compiles the parts, once for each model and set of options in a process."""
+def _compile(model: "SledForSpeechSynthesis", compile_config: CompileConfig) -> Callable[..., _States]:
+    """Compiles the step, once for each model and set of options in a process."""
     options = compile_config.to_dict()
-    compiled = _compiled_parts.setdefault(model, {})
+    compiled = _compiled_steps.setdefault(model, {})
     key = repr(sorted(options.items()))
     if key not in compiled:
         # With code of its own, because PyTorch compiles the same code only so many times before it gives up.
-        compiled[key] = {
-            name: torch.compile(FunctionType(part.__code__.replace(), part.__globals__), **options)
-            for name, part in parts.items()
-        }
+        function = FunctionType(_predict_over_tensors.__code__.replace(), _predict_over_tensors.__globals__)
+        compiled[key] = torch.compile(function, **options)
     return compiled[key]
 
 
-_compiled_parts: WeakKeyDictionary["SledForSpeechSynthesis", dict[str, dict[str, Callable]]] = WeakKeyDictionary()
+_compiled_steps: WeakKeyDictionary["SledForSpeechSynthesis", dict[str, Callable[..., _States]]] = WeakKeyDictionary()
 
 
 __all__ = ["SledStep"]
