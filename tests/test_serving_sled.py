@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import functools
-import gc
 import itertools
 import random
 import threading
@@ -13,6 +12,7 @@ import pytest
 import torch
 from transformers import StoppingCriteria
 
+from small_codec import live_tensor_bytes
 from transformers_sled import SledForSpeechSynthesis, SledProcessor, cache_sled, generation_sled, serving_sled
 from transformers_sled.serving_sled import SledStream, SledStreamServer
 
@@ -470,19 +470,10 @@ def test_memory_does_not_grow_with_the_streams_served():
                 stream.close()
         drain(server)
 
-    def count_bytes() -> int:
-        gc.collect()
-        tensors = (
-            item for item in gc.get_objects() if isinstance(item, torch.Tensor) and item.layout is torch.strided
-        )
-        return sum(
-            {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values()
-        )
-
     serve(8)
-    before = count_bytes()
+    before = live_tensor_bytes()
     serve(200)
-    assert count_bytes() == before
+    assert live_tensor_bytes() == before
 
 
 def test_bfloat16():
