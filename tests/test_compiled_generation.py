@@ -75,7 +75,9 @@ def test_nothing_is_traced_after_compiling_ahead(side):
 def test_models_do_not_use_up_each_others_compilations():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    models = [load("offline")[0] for _ in range(torch._dynamo.config.recompile_limit + 1)]
+    # The newer name of the limit first.
+    limit = getattr(torch._dynamo.config, "recompile_limit", None) or torch._dynamo.config.cache_size_limit
+    models = [load("offline")[0] for _ in range(limit + 1)]
     for model in models:
         model.compile_generation(COMPILE_CONFIG)
     num_graphs = count_graphs()

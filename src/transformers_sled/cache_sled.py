@@ -56,6 +56,7 @@ class SledCacheLayer(CacheLayerMixin):
 
     is_compileable = True
     is_sliding = False
+    is_initialized: bool
 
     def __init__(self, places: SledCachePlaces) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """SLED model: a Llama-style decoder over text and speech latents, with a generative head and an EnCodec codec."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,11 @@ class SledAttention(LlamaAttention):
         query, key = rotated.split([query.shape[2], key.shape[2]], dim=2)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
+    @property
+    def attention_function(self) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+        """The attention function that the configuration names, which PyTorch 2.6 cannot look up in what it compiles."""
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+
     def attend(
         self,
         query: torch.Tensor,
@@ -200,6 +206,7 @@ class SledAttention(LlamaAttention):
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         cache: Cache,
+        function: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
@@ -210,6 +217,8 @@ class SledAttention(LlamaAttention):
                 What every input sees.
             cache (`Cache`):
                 Takes the keys and values, and gives those that are seen.
+            function (`Callable`, *optional*):
+                The attention function, `attention_function` by default.
             kwargs:
                 What the attention function takes besides.
 
@@ -220,7 +229,8 @@ class SledAttention(LlamaAttention):
         key, value = cache.update(key, value, self.layer_idx)
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if function is None:
+            function = self.attention_function
         dropout = self.attention_dropout if self.training else 0.0
         attended, weights = function(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs

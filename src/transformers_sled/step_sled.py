@@ -99,7 +99,8 @@ class SledStep:
         if attends_in_float32(config, inputs_embeds.device, dtype):
             dtype = torch.float32
         cos, sin = decoder.rotary_emb(inputs_embeds, position_ids=position_ids)
-        arguments = (attention_mask, cos, sin, dtype, conditional, unconditional, scales, noise)
+        function = cast("list[SledDecoderLayer]", decoder.layers)[0].self_attn.attention_function
+        arguments = (function, attention_mask, cos, sin, dtype, conditional, unconditional, scales, noise)
         if self._compiled is None:
             return _predict(self.model, inputs_embeds, cache, *arguments)
         # Tensors and numbers, which a graph has as its inputs: it serves all lengths and numbers of rows.
@@ -129,7 +130,8 @@ class _FirstRows:
 
     def _store(self, stored: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         store(stored, self.index, states)
-        return stored[: states.shape[0], : self.num_visible].transpose(1, 2)
+        # Slices would be a case of their own where they are all there is.
+        return stored.narrow(0, 0, states.shape[0]).narrow(1, 0, self.num_visible).transpose(1, 2)
 
 
 def _predict_over_tensors(
@@ -147,6 +149,7 @@ def _predict(
     model: "SledForSpeechSynthesis",
     hidden_states: torch.Tensor,
     cache: SledCache | _FirstRows,
+    function: Callable,
     attention_mask: torch.Tensor | None,
     cos: torch.Tensor,
     sin: torch.Tensor,
@@ -155,7 +158,7 @@ def _predict(
 ) -> _States:
     for layer in cast("list[SledDecoderLayer]", model.model.layers):
         states = layer.self_attn.project(layer.input_layernorm(hidden_states), (cos, sin), dtype)
-        attended, _ = layer.self_attn.attend(*states, attention_mask, cast(Cache, cache))
+        attended, _ = layer.self_attn.attend(*states, attention_mask, cast(Cache, cache), function)
         hidden_states = layer.finish(hidden_states, attended)
     return _mix_and_predict(model, model.model.norm(hidden_states[:, -1]), *arguments)
 
