@@ -76,7 +76,9 @@ def test_nothing_is_traced_after_compiling_ahead(side):
 def test_models_do_not_use_up_each_others_compilations():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    models = [load("offline")[0] for _ in range(torch._dynamo.config.recompile_limit + 1)]
+    # PyTorch 2.6 has the limit under another name.
+    name = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    models = [load("offline")[0] for _ in range(getattr(torch._dynamo.config, name) + 1)]
     for model in models:
         model.compile_generation(COMPILE_CONFIG)
     num_graphs = count_graphs()
