@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformers import Cache, CompileConfig
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from .cache_sled import CACHE_ARGUMENT, SledCache, attends_in_float32, store
 
@@ -100,6 +101,9 @@ class SledStep:
             dtype = torch.float32
         cos, sin = decoder.rotary_emb(inputs_embeds, position_ids=position_ids)
         function = cast("list[SledDecoderLayer]", decoder.layers)[0].self_attn.attention_function
+        if self.is_compiled and inputs_embeds.device.type == "cpu":
+            # For single inputs the compiler's loops over plain operations take less time than PyTorch's own attention.
+            function = eager_attention_forward
         arguments = (function, attention_mask, cos, sin, dtype, conditional, unconditional, scales, noise)
         if self._compiled is None:
             return _predict(self.model, inputs_embeds, cache, *arguments)
