@@ -88,6 +88,33 @@ def test_models_do_not_use_up_each_others_compilations():
 
 
 @pytest.mark.slow
+def test_a_model_that_changed_is_compiled_anew():
+    model, processor = load("offline")
+    torch._dynamo.reset()
+    model.compile_generation(COMPILE_CONFIG)
+
+    def check():
+        whole, compiled = (
+            model.generate(**processor(TEXTS[0]), generator=seeded(0), disable_compile=is_plain, **OPTIONS)[0]
+            for is_plain in (True, False)
+        )
+        torch.testing.assert_close(whole, compiled, atol=1e-4, rtol=0)
+        return whole
+
+    before = check()
+    projection = model.model.layers[0].mlp.down_proj
+    replacement = type(projection)(projection.in_features, projection.out_features, bias=False)
+    model.model.layers[0].mlp.down_proj = replacement
+    changed = check()
+    assert not torch.equal(before, changed)
+    with torch.no_grad():
+        replacement.weight.mul_(2)
+    assert not torch.equal(changed, check())
+    model.double()
+    check()
+
+
+@pytest.mark.slow
 def test_compile_configuration_is_used_and_left_out(tmp_path):
     model, processor = load("offline")
     calls = []

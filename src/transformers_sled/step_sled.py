@@ -1,9 +1,10 @@
 """One step of the model: the frames that follow its inputs, layer by layer over the cache, compiled or not."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from transformers import Cache, CompileConfig
@@ -201,18 +202,36 @@ def _is_plain(model: "SledForSpeechSynthesis") -> bool:
 
 
 def _compile(model: "SledForSpeechSynthesis", compile_config: CompileConfig) -> Callable[..., _States]:
-    """Compiles the step, once for each model and set of options in a process."""
+    """Compiles the step, once for each model, as it is now, and set of options in a process."""
     options = compile_config.to_dict()
     compiled = _compiled_steps.setdefault(model, {})
     key = repr(sorted(options.items()))
-    if key not in compiled:
+    state = _get_state(model)
+    if key not in compiled or compiled[key][0] != state:
+        if options["mode"] in (None, "default") and hasattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe"):
+            # Whether the model is still the one that was compiled is asked here, and not by hundreds of checks in every step.
+            skip = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+            options |= {"mode": None, "options": {**(options["options"] or {}), "guard_filter_fn": skip}}
         # With code of its own, because PyTorch compiles the same code only so many times before it gives up.
         function = FunctionType(_predict_over_tensors.__code__.replace(), _predict_over_tensors.__globals__)
-        compiled[key] = torch.compile(function, **options)
-    return compiled[key]
+        compiled[key] = state, torch.compile(function, **options)
+    return compiled[key][1]
 
 
-_compiled_steps: WeakKeyDictionary["SledForSpeechSynthesis", dict[str, Callable[..., _States]]] = WeakKeyDictionary()
+def _get_state(model: "SledForSpeechSynthesis") -> list[tuple[Any, ...]]:
+    """What compiled code takes for granted of a model."""
+    # By weak references, because what is kept for a model must not keep it.
+    modules = [(ref(module), module.training) for module in model.modules()]
+    tensors = [
+        (type(tensor), tensor.dtype, tensor.device, tensor.shape, tensor.stride())
+        for tensor in itertools.chain(model.parameters(), model.buffers())
+    ]
+    return [*modules, *tensors]
+
+
+_compiled_steps: WeakKeyDictionary[
+    "SledForSpeechSynthesis", dict[str, tuple[list[tuple[Any, ...]], Callable[..., _States]]]
+] = WeakKeyDictionary()
 
 
 __all__ = ["SledStep"]
