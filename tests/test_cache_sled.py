@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from transformers_sled import SledConfig
-from transformers_sled.cache_sled import CACHE_ARGUMENT, SledCache, get_fixed_capacity
+from transformers_sled.cache_sled import CACHE_ARGUMENT, NUM_HIDDEN, SledCache, get_fixed_capacity
 from transformers_sled.modeling_sled import SledModel
 
 
@@ -92,7 +92,7 @@ def test_rows_read_what_each_reads_alone(attn_implementation, capacity):
         length = reader.lengths[row]
         torch.testing.assert_close(torch.cat(states), read_alone(model, inputs[row, :length]), atol=1e-5, rtol=0)
     if capacity is not None:
-        assert all(layer.keys.shape[1] == capacity for layer in reader.cache.layers)
+        assert all(layer.keys.shape[1] == capacity + NUM_HIDDEN for layer in reader.cache.layers)
 
 
 def test_a_row_that_moves_goes_on():

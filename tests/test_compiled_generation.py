@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CompileConfig
 
-from transformers_sled import SledForSpeechSynthesis, SledProcessor, SledStreamServer
+from transformers_sled import SledForSpeechSynthesis, SledProcessor, SledStreamServer, builtin_voice
 
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -25,6 +25,11 @@ def side(request):
 def load(side):
     model = SledForSpeechSynthesis.from_pretrained(GOLDEN / side, codec=GOLDEN / "codec")
     return model, SledProcessor.from_pretrained(GOLDEN / side)
+
+
+def load_voice(side):
+    voice = builtin_voice(interleaved=side == "streaming")
+    return SledForSpeechSynthesis.from_pretrained(voice), SledProcessor.from_pretrained(voice)
 
 
 def count_graphs():
@@ -58,17 +63,22 @@ def speak_in_all_ways(model, processor):
 
 
 @pytest.mark.slow
-def test_nothing_is_traced_after_compiling_ahead(side):
-    model, processor = load(side)
+# With the default options on a voice that has several heads, too: there the compiler has had cases of their own.
+@pytest.mark.parametrize("compile_config", [COMPILE_CONFIG, None], ids=["aot_eager", "inductor"])
+def test_nothing_is_traced_after_compiling_ahead(side, compile_config):
+    model, processor = load(side) if compile_config else load_voice(side)
     expected = speak_in_all_ways(model, processor)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model.compile_generation(COMPILE_CONFIG)
-    assert count_graphs() == 1 and not torch._dynamo.utils.counters["graph_break"]
+    model.compile_generation(compile_config)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    num_graphs = count_graphs()
     actual = speak_in_all_ways(model, processor)
-    assert count_graphs() == 1
+    assert count_graphs() == num_graphs > 0
+    # Sums in another order, which the voice hears again in every frame.
+    tolerance = 1e-4 if compile_config else 5e-3
     for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=0)
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaAttention.forward)
 # for the same size.
 MIN_GROWTH = 96
 
+# Positions that there is room for and that are never shown. The compiler has a case of its own for what is shown whole.
+NUM_HIDDEN = 1
+
 
 @dataclass
 class SledCachePlaces:
@@ -149,7 +152,7 @@ class SledCache(Cache):
 
     def __init__(self, num_layers: int, capacity: int | None = None) -> None:
         self.capacity = capacity
-        self.places = SledCachePlaces(num_positions=capacity or 0)
+        self.places = SledCachePlaces(num_positions=capacity + NUM_HIDDEN if capacity else 0)
         super().__init__(layers=[SledCacheLayer(self.places) for _ in range(num_layers)])
 
     def select(
@@ -233,7 +236,7 @@ class SledCache(Cache):
     def _make_room(self, num_rows: int, num_positions: int) -> None:
         places = self.places
         places.num_rows = max(places.num_rows, num_rows)
-        missing = num_positions - places.num_positions
+        missing = num_positions + NUM_HIDDEN - places.num_positions
         if missing > 0:
             places.num_positions += max(missing, MIN_GROWTH, places.num_positions // 2)
 
