@@ -174,7 +174,7 @@ class SledCache(Cache):
             num_rows (`int`):
                 Number of rows that the cache must have room for.
             num_positions (`int`):
-                Number of positions that the longest row has afterwards. A cache of fixed capacity shows all it has.
+                Number of positions that the longest row has afterwards. A cache of fixed capacity shows all of that.
             are_first_rows (`bool`, *optional*, defaults to `False`):
                 Whether `rows` are 0, 1, 2 and so on, which need no copy.
 

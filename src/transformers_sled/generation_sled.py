@@ -1243,8 +1243,7 @@ def get_default_compile_config() -> CompileConfig:
     Returns:
         [`~transformers.CompileConfig`]: the options of `torch.compile`.
     """
-    # The shapes of what the compiler's own operations return are asserted at every call otherwise, a tenth of a step's time.
-    return CompileConfig(mode=None, dynamic=True, options={"size_asserts": False})
+    return CompileConfig(mode="default", dynamic=True)
 
 
 def _count_positions(model: "SledForSpeechSynthesis", config: GenerationConfig, utterance: SledUtterance) -> int:
