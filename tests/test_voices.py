@@ -39,7 +39,7 @@ def test_pipeline_speaks():
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_weights_are_small_on_disk_and_whole_in_memory(interleaved):
-    stored = load_file(Path(builtin_voice(interleaved), "model.safetensors"))
+    stored = load_file(Path(builtin_voice(), "model.safetensors"))
     assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
     model = AutoModelForTextToWaveform.from_pretrained(builtin_voice(interleaved))
     assert type(model) is SledForSpeechSynthesis and model.config.is_interleaved == interleaved

@@ -2,16 +2,33 @@
 Packages a trained checkpoint to ship: weights in half precision on disk, which load in float32.
 
     python examples/tiny_voice/package_voice.py --model sled --codec codec/export --output-dir voices/sled-tiny-en
+
+One model that has learned both layouts is packaged twice, and its weights are stored once: the second folder's index says
+that they lie in the first, beside which it has to stay.
 """
 
 import argparse
+import json
+import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTextToWaveform, AutoProcessor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from transformers_sled.training import run_command
+
+
+def refer_to(file: Path, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Gives a folder an index of weights that are stored in another folder's file."""
+    stored = load_file(file)
+    if stored.keys() != weights.keys() or not all(stored[name].equal(weights[name]) for name in weights):
+        raise ValueError(f"{file} has other weights than the model")
+    place = Path(os.path.relpath(file, folder)).as_posix()
+    size = sum(tensor.nbytes for tensor in weights.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(sorted(weights), place)}
+    (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def main() -> None:
@@ -21,6 +38,9 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True, help="folder to write; a model card there is kept")
     parser.add_argument(
         "--offline", action="store_true", help="package an interleaved model that has learned both layouts as offline"
+    )
+    parser.add_argument(
+        "--weights-of", type=Path, help="folder of the same model in the other layout, to refer to for the weights"
     )
     parser.add_argument("--temperature", type=float, help="scale of the noise in its generation configuration")
     arguments = parser.parse_args()
@@ -37,13 +57,17 @@ def main() -> None:
         model.generation_config.temperature = arguments.temperature
     model.save_pretrained(arguments.output_dir)
     processor.save_pretrained(arguments.output_dir)
-    for file in arguments.output_dir.glob("*.safetensors"):
-        weights = {
-            name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
-        }
-        if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise ValueError(f"{arguments.model} has weights that are not finite, or not in half precision")
+    file = arguments.output_dir / SAFE_WEIGHTS_NAME
+    weights = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
+    }
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise ValueError(f"{arguments.model} has weights that are not finite, or not in half precision")
+    if arguments.weights_of is None:
         save_file(weights, file, metadata={"format": "pt"})
+    else:
+        file.unlink()
+        refer_to(arguments.weights_of / SAFE_WEIGHTS_NAME, weights, arguments.output_dir)
     size = sum(file.stat().st_size for file in arguments.output_dir.iterdir())
     print(f"{arguments.output_dir}: {size / 1e6:.1f} MB")
 

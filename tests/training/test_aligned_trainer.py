@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, EncodecModel, set_seed
 
 from example_runner import EXAMPLES, run_example
@@ -272,17 +272,32 @@ def test_the_recipe_for_a_gpu_trains_both_layouts(arguments, tmp_path):
     assert (model.config.text_chunk_size, model.config.speech_chunk_size) == (8, 18)
 
 
-def test_a_model_of_both_layouts_is_packaged_in_each(train, tmp_path):
+def test_a_model_of_both_layouts_is_packaged_in_each_with_its_weights_once(train, tmp_path, capfd):
     model = train(text_chunk_size=2, speech_chunk_size=7, both_layouts=True, max_steps=2)
-    for words, size, threshold, side in (([], 2, 0.5, "right"), (["--offline"], None, 0.8, "left")):
-        folder = tmp_path / f"packaged{len(words)}"
-        run_example("tiny_voice/package_voice.py", "--output-dir", folder, *words, model=model, temperature=0.2)
+    offline, interleaved = tmp_path / "voices" / "offline", tmp_path / "voices" / "interleaved"
+    weights = offline / "model.safetensors"
+    for folder, options, size, threshold, side in (
+        (offline, ["--offline"], None, 0.8, "left"),
+        (interleaved, ["--weights-of", offline], 2, 0.5, "right"),
+    ):
+        run_example("tiny_voice/package_voice.py", "--output-dir", folder, *options, model=model, temperature=0.2)
         packaged = SledForSpeechSynthesis.from_pretrained(folder)
         assert packaged.config.text_chunk_size == size
         assert packaged.generation_config.eos_threshold == threshold
         assert packaged.generation_config.temperature == 0.2
         assert SledProcessor.from_pretrained(folder).tokenizer.padding_side == side
-        assert all(weight.dtype == torch.float16 for weight in load_file(folder / "model.safetensors").values())
+        stored = load_file(weights)
+        assert all(weight.dtype == torch.float16 for weight in stored.values())
+        for name, value in packaged.state_dict().items():
+            assert torch.equal(value, stored[name].to(value.dtype)), name
+    assert list(tmp_path.glob("voices/*/*.safetensors")) == [weights]
+
+    name = next(iter(stored))
+    save_file({**stored, name: stored[name] + 1}, weights, metadata={"format": "pt"})
+    other = ["--output-dir", tmp_path / "other", "--weights-of", offline]
+    with pytest.raises(SystemExit):
+        run_example("tiny_voice/package_voice.py", *other, model=model)
+    assert "has other weights than the model" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
