@@ -43,14 +43,15 @@ def main() -> None:
         "--weights-of", type=Path, help="folder of the same model in the other layout, to refer to for the weights"
     )
     parser.add_argument("--temperature", type=float, help="scale of the noise in its generation configuration")
+    parser.add_argument("--min-new-tokens", type=int, help="frames before which its speech does not end")
     parser.add_argument("--normalizer", help="language in which its processor spells out numbers and the like")
     parser.add_argument("--max-part-seconds", type=float, help="length of the parts in which it speaks longer text")
     arguments = parser.parse_args()
 
     model = AutoModelForTextToWaveform.from_pretrained(arguments.model, codec=arguments.codec, dtype=torch.float32)
-    settings = {"normalizer": arguments.normalizer, "max_part_seconds": arguments.max_part_seconds}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    processor = AutoProcessor.from_pretrained(arguments.model, **settings)
+    processor = AutoProcessor.from_pretrained(arguments.model)
+    processor.normalizer = arguments.normalizer or processor.normalizer
+    processor.max_part_seconds = arguments.max_part_seconds or processor.max_part_seconds
     if arguments.offline:
         model.config.update({"text_chunk_size": None, "speech_chunk_size": None})
         # The end of speech has another threshold where it is not asked at every frame.
@@ -59,6 +60,8 @@ def main() -> None:
         processor.tokenizer.padding_side = "left"
     if arguments.temperature is not None:
         model.generation_config.temperature = arguments.temperature
+    if arguments.min_new_tokens is not None:
+        model.generation_config.min_new_tokens = arguments.min_new_tokens
     model.save_pretrained(arguments.output_dir)
     processor.save_pretrained(arguments.output_dir)
     file = arguments.output_dir / SAFE_WEIGHTS_NAME
