@@ -96,6 +96,16 @@ def test_examples_of_the_page_on_voices_run(tmp_path):
     assert "anna" in AutoProcessor.from_pretrained(tmp_path / "my-voice").voices
 
 
+def test_every_voice_says_one_word():
+    model = SledForSpeechSynthesis.from_pretrained(builtin_voice())
+    processor = AutoProcessor.from_pretrained(builtin_voice())
+    texts = ["No.", "Hello.", "Stop!"]
+    for name in processor.voices:
+        inputs = processor(texts, **processor.load_voice(name))
+        for audio in model.generate(**inputs, generator=torch.Generator().manual_seed(0)):
+            assert_is_speech(audio)
+
+
 def test_it_goes_on_after_a_sentence():
     pipe = pipeline("text-to-speech", model=builtin_voice())
     texts = [TEXT, f"{TEXT} The dog barked all night. {TEXT}"]
