@@ -47,11 +47,17 @@ def main() -> None:
     parser.add_argument("--normalizer", help="language in which its processor spells out numbers and the like")
     parser.add_argument("--max-part-seconds", type=float, help="length of the parts in which it speaks longer text")
     arguments = parser.parse_args()
+    if arguments.min_new_tokens is not None and arguments.min_new_tokens < 0:
+        parser.error(f"--min-new-tokens is {arguments.min_new_tokens}; at least 0 is accepted.")
 
     model = AutoModelForTextToWaveform.from_pretrained(arguments.model, codec=arguments.codec, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(arguments.model)
-    processor.normalizer = arguments.normalizer or processor.normalizer
-    processor.max_part_seconds = arguments.max_part_seconds or processor.max_part_seconds
+    settings = {"normalizer": arguments.normalizer, "max_part_seconds": arguments.max_part_seconds}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    # Loading refuses what a processor cannot have, but its tokenizer would save the settings, too.
+    AutoProcessor.from_pretrained(arguments.model, **settings)
+    for name, value in settings.items():
+        setattr(processor, name, value)
     if arguments.offline:
         model.config.update({"text_chunk_size": None, "speech_chunk_size": None})
         # The end of speech has another threshold where it is not asked at every frame.

@@ -302,6 +302,10 @@ def test_a_model_of_both_layouts_is_packaged_in_each_with_its_weights_once(train
     with pytest.raises(SystemExit):
         run_example("tiny_voice/package_voice.py", *other, model=model)
     assert "has other weights than the model" in capfd.readouterr().err
+    for option, value in (("--max-part-seconds", 0), ("--min-new-tokens", -1), ("--normalizer", "xx")):
+        with pytest.raises(SystemExit):
+            run_example("tiny_voice/package_voice.py", "--output-dir", tmp_path / "bad", option, value, model=model)
+        assert str(value) in capfd.readouterr().err and not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize(
