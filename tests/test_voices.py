@@ -96,9 +96,16 @@ def test_examples_of_the_page_on_voices_run(tmp_path):
     assert "anna" in AutoProcessor.from_pretrained(tmp_path / "my-voice").voices
 
 
-def test_every_voice_says_one_word():
-    model = SledForSpeechSynthesis.from_pretrained(builtin_voice())
-    processor = AutoProcessor.from_pretrained(builtin_voice())
+@pytest.mark.parametrize(
+    "interleaved",
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="silent in one of three, see small_voice.md")),
+    ],
+)
+def test_every_voice_says_one_word(interleaved):
+    model = SledForSpeechSynthesis.from_pretrained(builtin_voice(interleaved))
+    processor = AutoProcessor.from_pretrained(builtin_voice(interleaved))
     texts = ["No.", "Hello.", "Stop!"]
     for name in processor.voices:
         inputs = processor(texts, **processor.load_voice(name))
