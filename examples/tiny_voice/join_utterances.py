@@ -35,6 +35,12 @@ def main() -> None:
     )
     parser.add_argument("--favored-speakers", nargs="+", default=[], help="speakers to join more often")
     parser.add_argument("--favored-share", type=float, default=0.5, help="theirs of the joined (default: %(default)s)")
+    parser.add_argument(
+        "--short-frames", type=int, default=50, help="longest short utterance, in frames (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--short-share", type=float, default=0.0, help="share that ends in a short utterance (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
     arguments = parser.parse_args()
     num_utterances, num_joined = join_utterances(
@@ -47,6 +53,8 @@ def main() -> None:
         pause=tuple(arguments.pause),
         favored_speakers=arguments.favored_speakers,
         favored_share=arguments.favored_share,
+        short_frames=arguments.short_frames,
+        short_share=arguments.short_share,
         seed=arguments.seed,
         alignments=load_source(arguments.alignments) if arguments.alignments else None,
         tokenizer=AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer else None,

@@ -10,7 +10,7 @@ Words and sentences are from the data files of WordNet (the folder `dict` of the
 import argparse
 from pathlib import Path
 
-from transformers_sled.training import load_source, read_wordnet, run_command, write_texts
+from transformers_sled.training import load_source, read_wordnet, run_command, write_short_texts, write_texts
 
 
 def main() -> None:
@@ -18,11 +18,16 @@ def main() -> None:
     parser.add_argument("--wordnet", required=True, help="folder with data.noun, data.verb and so on")
     parser.add_argument("--exclude", help="parquet files (a glob pattern) whose `text` is not to be used")
     parser.add_argument("--per-kind", type=int, default=200, help="texts of every kind, about (default: %(default)s)")
+    parser.add_argument("--short", type=int, default=0, help="instead, this many of one or two words (default: no)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="text file to write")
     arguments = parser.parse_args()
     exclude = load_source(arguments.exclude)["text"][:] if arguments.exclude else []
-    texts = write_texts(*read_wordnet(arguments.wordnet), arguments.per_kind, arguments.seed, exclude)
+    examples, nouns = read_wordnet(arguments.wordnet)
+    if arguments.short:
+        texts = write_short_texts(nouns, arguments.short, arguments.seed)
+    else:
+        texts = write_texts(examples, nouns, arguments.per_kind, arguments.seed, exclude)
     arguments.output.write_text("\n".join(texts) + "\n")
     print(f"{arguments.output}: {len(texts)} texts")
 

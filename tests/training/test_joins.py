@@ -63,6 +63,16 @@ def test_favored_speakers_are_joined_more_often(join):
     assert {row["speaker"] for row in joined[8:]} == {"b"}
 
 
+def test_a_share_ends_in_short_utterances(data, join):
+    lengths = {row["id"]: row["length"] for row in load_source(str(data))}
+    shortest = min(lengths.values())
+    joined = list(load_source(str(join(num_joined=4, short_frames=shortest, short_share=1.0))))[8:]
+    speakers = {row["speaker"] for row in load_source(str(data)) if row["length"] == shortest}
+    ends = [lengths[split_id(row["id"])[-1]] for row in joined if row["speaker"] in speakers]
+    assert ends and set(ends) == {shortest}
+    assert all(len(split_id(row["id"])) == len(set(split_id(row["id"]))) for row in joined)
+
+
 def test_the_command_joins_alignments_as_well(data, alignments, checkpoint, tmp_path, capsys):
     folder = tmp_path / "joined"
     words = ["--dataset", data, "--output-dir", folder, "--num-joined", 5]
@@ -117,6 +127,7 @@ def test_silence_between_utterances_is_cut_to_a_pause(join, alignments_with_phon
     [
         ({"max_frames": 50}, "has two utterances of 50 frames together"),
         ({"max_utterances": 1}, "`max_utterances` must be at least 2, got 1"),
+        ({"short_share": 1.5}, "`short_share` must be between 0 and 1, got 1.5"),
         ({"pause": (9, 3)}, r"`pause` must be two numbers from 0 on, the shorter one first, got \(9, 3\)"),
         ({"favored_speakers": ["a", "z"]}, "which has no z"),
         ({"folder": GOLDEN}, "was not written by prepare_data.py"),

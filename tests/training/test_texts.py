@@ -2,7 +2,7 @@
 
 import pytest
 
-from transformers_sled.training import read_wordnet, write_texts
+from transformers_sled.training import read_wordnet, write_short_texts, write_texts
 
 
 @pytest.fixture
@@ -40,6 +40,16 @@ def test_the_same_seed_gives_the_same_texts(wordnet):
     words = read_wordnet(wordnet)
     assert write_texts(*words, per_kind=40, seed=1) == write_texts(*words, per_kind=40, seed=1)
     assert write_texts(*words, per_kind=40, seed=1) != write_texts(*words, per_kind=40, seed=2)
+
+
+def test_short_texts_are_one_word_or_two_with_any_mark(wordnet):
+    texts = write_short_texts(["dog"], 400)
+    assert texts == write_short_texts(["dog"], 400) and len(texts) == 400
+    assert {len(text.split()) for text in texts} == {1, 2} and {text[-1] for text in texts} == set(".?!")
+    assert {text[:-1] for text in texts} > {"Dog", "Yes", "Of course", "Tuesday"}
+    assert any(text.startswith("Twenty-") for text in texts)
+    with pytest.raises(ValueError, match="`nouns` is empty"):
+        write_short_texts([], 4)
 
 
 def test_excluded_texts_stay_out_whatever_their_capitals(wordnet):

@@ -107,6 +107,8 @@ def choose_rows(
     max_frames: int,
     favored_speakers: Sequence[str],
     favored_share: float,
+    short_frames: int,
+    short_share: float,
     chance: random.Random,
 ) -> list[tuple[int, ...]]:
     """
@@ -127,6 +129,10 @@ def choose_rows(
             Speakers of a share of them.
         favored_share (`float`):
             That share; the others are by any speaker.
+        short_frames (`int`):
+            The longest that a row may be to count as short, in frames.
+        short_share (`float`):
+            The share of what is chosen that has to end in a short row, by speakers who have some.
         chance (`random.Random`):
             Draws them.
 
@@ -139,16 +145,20 @@ def choose_rows(
     rows_of.pop(None, None)
     candidates = [row for rows in rows_of.values() if len(rows) > 1 for row in rows]
     favored = [row for row in candidates if speakers[row] in favored_speakers]
+    short_of = {speaker: [row for row in rows if lengths[row] <= short_frames] for speaker, rows in rows_of.items()}
     chosen: dict[tuple[int, ...], None] = {}
     for _ in range(10 * num_joined if candidates else 0):
         first = chance.choice(favored if favored and chance.random() < favored_share else candidates)
-        rows, total = [first], lengths[first]
         others, wanted = rows_of[speakers[first]], chance.randint(2, max_utterances)
+        short = [row for row in short_of[speakers[first]] if row != first] if chance.random() < short_share else []
+        last = [chance.choice(short)] if short else []
+        rows, total = [first], lengths[first] + sum(lengths[row] for row in last)
         for row in chance.sample(others, min(wanted, len(others))):
-            if row != first and len(rows) < wanted and total + lengths[row] <= max_frames:
+            if row not in (first, *last) and len(rows + last) < wanted and total + lengths[row] <= max_frames:
                 rows.append(row)
                 total += lengths[row]
-        if len(rows) > 1:
+        rows += last
+        if len(rows) > 1 and total <= max_frames:
             chosen[tuple(rows)] = None
         if len(chosen) == num_joined:
             break
@@ -166,6 +176,8 @@ def join_utterances(
     pause: tuple[int, int] = (5, 18),
     favored_speakers: Sequence[str] = (),
     favored_share: float = 0.5,
+    short_frames: int = 50,
+    short_share: float = 0.0,
     seed: int = 0,
     alignments: datasets.Dataset | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -193,6 +205,11 @@ def join_utterances(
             Speakers to join more often.
         favored_share (`float`, *optional*, defaults to 0.5):
             Their share of what is added.
+        short_frames (`int`, *optional*, defaults to 50):
+            The longest that an utterance may be to count as short, in frames.
+        short_share (`float`, *optional*, defaults to 0.0):
+            The share of what is added that has to end in a short utterance, by speakers who have some: without many of
+            them a model takes the end of a voice prompt for the end of a text of one word.
         seed (`int`, *optional*, defaults to 0):
             Seed of the choice.
         alignments (`datasets.Dataset`, *optional*):
@@ -223,6 +240,8 @@ def join_utterances(
         raise ValueError(f"`max_utterances` must be at least 2, got {max_utterances}")
     if not 0 <= pause[0] <= pause[1]:
         raise ValueError(f"`pause` must be two numbers from 0 on, the shorter one first, got {tuple(pause)}")
+    if not 0 <= short_share <= 1:
+        raise ValueError(f"`short_share` must be between 0 and 1, got {short_share}")
     if output_dir.exists():
         raise ValueError(f"`output_dir` {output_dir} is already there")
     if not (folder / "preparation").is_dir():
@@ -240,6 +259,8 @@ def join_utterances(
         max_frames=max_frames,
         favored_speakers=favored_speakers,
         favored_share=favored_share,
+        short_frames=short_frames,
+        short_share=short_share,
         chance=chance,
     )
     if not chosen:

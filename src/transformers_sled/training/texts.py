@@ -22,11 +22,14 @@ except ImportError:
 MIN_COUNT = 3
 EXAMPLE = re.compile(r'"([^"]+)"')
 PLAIN = re.compile(r"[A-Za-z][A-Za-z' -]*(, [A-Za-z][A-Za-z' -]*)*[?!]?")
-REPLIES = """Yes. No. Hello. Hello there. Good morning. Good evening. Good night. Goodbye. Thank you. Thanks a lot. Of course.
+REPLIES = re.findall(
+    r"\S[^.?!]*[.?!]",
+    """Yes. No. Hello. Hello there. Good morning. Good evening. Good night. Goodbye. Thank you. Thanks a lot. Of course.
 Maybe. Not yet. Never mind. Wait. Stop. Go on. I see. All right. Okay. Sure. Why not? Who is it? Really? What? Where? When?
 How much? How come? Right now. See you. Come in. Sit down. Watch out! Help! Great! Well done! Happy birthday! Excuse me.
 I'm sorry. No problem. Yes, please. No, thanks. One moment. Here we go. That's it. Good luck! Not at all. Are you sure?
-I think so. Let's go. Me too. Very good."""
+I think so. Let's go. Me too. Very good. Hi. Please. Perfect. Exactly. Correct. Welcome. Sorry. Who? Which one? Ready?""",
+)
 # What is asked and quoted is a statement.
 ASKS = ["Did you say that {}?", "Is it true that {}?", "Do you think that {}?", "Why is it that {}?"]
 QUOTES = ['She said, "{}"', '"{}" he said.', 'The sign said, "{}"', '"{}" she asked. "Of course."', 'He shouted, "{}"']
@@ -98,6 +101,53 @@ def punctuate(text: str) -> str:
     return text if text[-1] in '.?!"' else f"{text}."
 
 
+def write_short_texts(nouns: Sequence[str], count: int, seed: int = 0) -> list[str]:
+    """
+    Writes what people say in one word or two: replies, half of all, and nouns, numbers, days and months.
+
+    A voice needs many of them after a sentence, as [`join_utterances`] puts them, or it takes the end of its voice prompt for
+    the end of a text that has one word.
+
+    Args:
+        nouns (sequence of `str`):
+            Nouns, from [`read_wordnet`].
+        count (`int`):
+            How many texts. Most replies come more than once, for several speakers.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the choice.
+
+    Returns:
+        `list[str]`: the texts.
+
+    Raises:
+        `ValueError`: If `inflect` is not installed, or there are no nouns.
+
+    Example:
+
+    ```python
+    >>> from transformers_sled.training import read_wordnet, write_short_texts
+
+    >>> examples, nouns = read_wordnet("wordnet/dict")  # doctest: +SKIP
+    >>> write_short_texts(nouns, 3)  # doctest: +SKIP
+    ['Why?', 'Let\'s go!', 'Ninety-nine.']
+    ```
+    """
+    check_inflect()
+    if not nouns:
+        raise ValueError("`nouns` is empty")
+    chance, engine = random.Random(seed), inflect.engine()
+    replies = [reply[:-1] for reply in REPLIES if len(reply.split()) <= 2]
+    numbers = [engine.number_to_words(number) for number in range(101)]
+    names = [*calendar.month_name[1:], *calendar.day_name]
+    kinds = [replies, replies, replies, nouns, numbers, names]
+    return [punctuate(chance.choice(chance.choice(kinds)) + chance.choice("...?!")) for _ in range(count)]
+
+
+def check_inflect() -> None:
+    if inflect is None:
+        raise ValueError("inflect is not installed, which spells numbers: `pip install inflect`")
+
+
 def fill(template: str, draw: Callable[[], str]) -> str:
     """A template with another value in every gap."""
     return re.sub(r"\{\}", lambda gap: draw(), template)
@@ -136,8 +186,7 @@ def write_texts(
     >>> texts = write_texts(examples, nouns, per_kind=200)  # doctest: +SKIP
     ```
     """
-    if inflect is None:
-        raise ValueError("inflect is not installed, which spells numbers: `pip install inflect`")
+    check_inflect()
     chance, engine, excluded = random.Random(seed), inflect.engine(), set(map(get_letters, exclude))
     examples = [example for example in examples if get_letters(example) not in excluded]
     lengths = {example: len(example.split()) for example in examples}
@@ -159,7 +208,7 @@ def write_texts(
         return chance.sample(texts, min(len(texts), count))
 
     kinds = [
-        re.findall(r"[^.?!]+[.?!]", REPLIES.replace("\n", " ")),
+        REPLIES,
         sample([text for text in examples if lengths[text] <= 3 and text[-1] not in "?!"], per_kind),
         sample(nouns, per_kind // 3),
         sample([text for text in examples if text[-1] == "?" and lengths[text] <= 12], 2 * per_kind),
