@@ -27,9 +27,11 @@ GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 sys.path.insert(0, str(EVALUATION))
 
 import run_eval  # noqa: E402
+import score_short_texts  # noqa: E402
 from protocols import SpeechDataset, pair_with_prompts  # noqa: E402
 from results import RecordStore, write_file  # noqa: E402
 from synthesis import utterance_seed  # noqa: E402
+from transformers_sled import builtin_voice  # noqa: E402
 
 
 TEXTS = [
@@ -275,6 +277,38 @@ def test_speech_without_an_end_or_a_beginning_is_counted(
     assert (row["ended_at_once"], row["never_ended"]) == (ended_at_once, never_ended)
     report = (tmp_path / "run" / "report.md").read_text()
     assert ("ended at once" in report, "never ended" in report) == (bool(ended_at_once), bool(never_ended))
+
+
+@pytest.mark.parametrize(
+    ("settings", "unspoken", "too_long"),
+    [
+        # Without a text's end there are four seconds of speech, and half a second where it ends as soon as it may.
+        ({"eos_threshold": 1.0, "max_new_tokens": 120}, 0, 3),
+        ({"eos_threshold": 0.0, "min_new_tokens": 15}, 0, 0),
+        ({"eos_threshold": 0.0, "min_new_tokens": 0}, 3, 0),
+    ],
+)
+def test_short_texts_are_scored_by_voice(tmp_path, recognizer, capsys, monkeypatch, settings, unspoken, too_long):
+    model = tmp_path / "model"
+    shutil.copytree(builtin_voice(), model)
+    for voice in (model / "voices").iterdir():
+        if voice.name != "af_heart.safetensors":
+            voice.unlink()
+    edit_generation_config(model, **settings)
+    monkeypatch.setattr(score_short_texts, "TEXTS", score_short_texts.TEXTS[:3])
+    arguments = ["--model", str(model), "--recognizer", recognizer]
+    score_short_texts.main(arguments)
+    result = json.loads(capsys.readouterr().out)
+    assert list(result) == ["af_heart", "all"]
+    assert all((row["texts"], row["unspoken"], row["too_long"]) == (3, unspoken, too_long) for row in result.values())
+    # Nothing is heard of what is not said.
+    assert not unspoken or result["all"]["word_error_rate"] == 100
+    shutil.rmtree(model / "voices")
+    (model / "processor_config.json").write_text(
+        json.dumps({**json.loads((model / "processor_config.json").read_text()), "default_voice": None})
+    )
+    with pytest.raises(SystemExit, match="has no named voices"):
+        score_short_texts.main(arguments)
 
 
 def test_interrupted_and_resumed_is_the_same(uninterrupted, tmp_path, offline, monkeypatch):
