@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from transformers_sled.audio_sled import (
     AudioError,
+    cut_silence,
     list_audio,
     measure_duration,
     measure_sound,
@@ -366,6 +367,15 @@ def test_sound_is_measured_without_the_silence_around_it():
     assert seconds == pytest.approx(1.0, abs=0.05) and level == pytest.approx(0.1 / np.sqrt(2), rel=0.02)
     assert measure_sound(np.zeros(100, dtype=np.float32), RATE) == (0.0, 0.0)
     assert measure_sound(WAVE[:1], RATE)[0] > 0
+
+
+def test_silence_at_the_end_is_cut_and_no_sound():
+    padded = np.pad(WAVE, (RATE, RATE))
+    cut = cut_silence(padded, RATE, 0.15)
+    assert len(cut) == pytest.approx(RATE + len(WAVE) + 0.15 * RATE, abs=0.02 * RATE)
+    np.testing.assert_array_equal(cut, padded[: len(cut)])
+    for kept in (WAVE, np.pad(WAVE, (0, 2_400)), np.zeros(100, dtype=np.float32), WAVE[:1]):
+        np.testing.assert_array_equal(cut_silence(kept, RATE, 0.15), kept)
 
 
 @pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3", "aiff"])

@@ -575,14 +575,39 @@ def measure_sound(waveform: np.ndarray, sampling_rate: int) -> tuple[float, floa
         `tuple[float, float]`: the seconds that are no more than 40 dB below the loudest, and the level of the loudest, as
         the root mean square of 20 ms, from 0 to 1.
     """
-    window = min(max(round(WINDOW_DURATION * sampling_rate), 1), len(waveform))
-    energy = np.concatenate([[0.0], np.cumsum(np.square(waveform, dtype=np.float64))])
-    starts = np.arange(0, len(waveform) - window + 1, window)
-    levels = np.sqrt((energy[starts + window] - energy[starts]).clip(0.0) / window)
+    levels, _ = _measure_levels(waveform, sampling_rate)
     loudest = float(levels.max())
     if loudest == 0.0:
         return 0.0, 0.0
     return float((levels > SILENCE_LEVEL * loudest).mean() * len(waveform) / sampling_rate), loudest
+
+
+def cut_silence(waveform: np.ndarray, sampling_rate: int, max_silence: float) -> np.ndarray:
+    """
+    Leaves out most of the silence at the end of a waveform.
+
+    Args:
+        waveform (`np.ndarray` of shape `(num_samples,)`):
+            The waveform, from -1 to 1.
+        sampling_rate (`int`):
+            Sampling rate in Hz.
+        max_silence (`float`):
+            Seconds that are left after what is no more than 40 dB below the loudest.
+
+    Returns:
+        `np.ndarray` of shape `(num_samples,)`: the start of the waveform, or all of it where the end is not silent for longer.
+    """
+    levels, window = _measure_levels(waveform, sampling_rate)
+    end = (int(np.flatnonzero(levels >= SILENCE_LEVEL * levels.max())[-1]) + 1) * window
+    return waveform[: end + round(max_silence * sampling_rate)]
+
+
+def _measure_levels(waveform: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, int]:
+    """Root mean squares of windows of 20 ms, one after the other, and their length in samples."""
+    window = min(max(round(WINDOW_DURATION * sampling_rate), 1), len(waveform))
+    energy = np.concatenate([[0.0], np.cumsum(np.square(waveform, dtype=np.float64))])
+    starts = np.arange(0, len(waveform) - window + 1, window)
+    return np.sqrt((energy[starts + window] - energy[starts]).clip(0.0) / window), window
 
 
 def write_audio(audio: Any, file: Any, sampling_rate: int, format: str | None = None) -> None:
