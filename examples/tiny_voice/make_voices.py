@@ -1,6 +1,7 @@
 """
 Gives a checkpoint voices by name. Of many recordings of a speaker it takes the one after which the checkpoint speaks other
-sentences best: those in which a recognizer finds the most words, in a voice that is most like the speaker's.
+sentences best: those in which a recognizer finds the most words, in a voice that is most like the speaker's. Before that counts
+that no checkpoint leaves a text of one word unspoken.
 
     python examples/tiny_voice/make_voices.py --model voices/sled-tiny-en --also voices/sled-tiny-en-streaming \
         --corpus "corpus/train-*.parquet" --recognizer tiny.en --speakers af_heart am_michael bf_emma bm_george
@@ -27,6 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "evaluation" / "metrics" / "s
 from speaker_encoders import embed, load_speaker_encoder
 
 
+# Texts that are most easily left out. What is shorter (seconds) or quieter (root mean square) is not spoken.
+SHORT_TEXTS, MIN_SECONDS, MIN_LEVEL = ["No.", "Yes.", "Why?", "Two."], 0.2, 0.01
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the checkpoint")
@@ -45,15 +50,14 @@ def main() -> None:
     parser.add_argument("--default", help="the voice that speaks where none is asked for (default: the clearest)")
     arguments = parser.parse_args()
 
+    folders, rates = (arguments.model, *arguments.also), {}
     corpus = load_dataset("parquet", data_files=arguments.corpus, split="train")
     corpus = corpus.cast_column("audio", Audio(decode=False))
     sentences = corpus["text"][: arguments.sentences]
     speakers, durations = corpus["speaker"][:], corpus["duration"][:]
-    model, processor = (
-        AutoModelForTextToWaveform.from_pretrained(arguments.model),
-        AutoProcessor.from_pretrained(arguments.model),
-    )
-    processor.default_voice = None
+    models = [AutoModelForTextToWaveform.from_pretrained(folder) for folder in folders]
+    processors = [AutoProcessor.from_pretrained(folder, default_voice=None) for folder in folders]
+    model, processor = models[0], processors[0]
     recognizer = WhisperModel(arguments.recognizer, device="cpu", compute_type="int8", cpu_threads=1)
     encoder, normalize = load_speaker_encoder("resemblyzer"), EnglishTextNormalizer()
     random, rate = np.random.default_rng(0), processor.sampling_rate
@@ -71,7 +75,15 @@ def main() -> None:
             heard.append(normalize(" ".join(segment.text for segment in segments)))
         return jiwer.wer([normalize(text) for text in texts], heard), float(np.mean(similarities))
 
-    folders, rates = (arguments.model, *arguments.also), {}
+    def count_unspoken(voice: dict) -> int:
+        """How many short texts are not spoken in a voice, by all checkpoints."""
+        speech = [
+            audio
+            for model, processor in zip(models, processors, strict=True)
+            for audio in model.generate(**processor(SHORT_TEXTS, **voice), generator=torch.Generator().manual_seed(0))
+        ]
+        return sum(len(audio) < MIN_SECONDS * rate or audio.square().mean().sqrt() < MIN_LEVEL for audio in speech)
+
     for speaker in arguments.speakers:
         first, last = arguments.duration
         rows = [
@@ -90,15 +102,15 @@ def main() -> None:
             text = corpus[row]["text"]
             values = processor("a", prompt_text=text, prompt_audio=recording, sampling_rate=rate)["prompt_values"]
             voices.append({"prompt_text": text, **model.encode_prompt(values)})
-            scores.append(score(voices[-1], likeness, sentences))
-        best = min(range(len(voices)), key=lambda index: scores[index][0] - scores[index][1])
-        rates[speaker], similarity = scores[best]
+            scores.append((count_unspoken(voices[-1]), *score(voices[-1], likeness, sentences)))
+        best = min(range(len(voices)), key=lambda index: (scores[index][0], scores[index][1] - scores[index][2]))
+        unspoken, rates[speaker], similarity = scores[best]
         for folder in folders:
             Path(folder, "voices").mkdir(exist_ok=True)
             processor.save_voice(Path(folder, "voices", f"{speaker}.safetensors"), **voices[best])
         print(
-            f"{speaker}: word error rate {rates[speaker]:.3f} (mean of all {np.mean([one[0] for one in scores]):.3f}), "
-            f"similarity {similarity:.3f}, {voices[best]['prompt_text']!r}",
+            f"{speaker}: word error rate {rates[speaker]:.3f} (mean of all {np.mean([one[1] for one in scores]):.3f}), "
+            f"similarity {similarity:.3f}, {unspoken} of {len(models) * len(SHORT_TEXTS)} short texts unspoken, {voices[best]['prompt_text']!r}",
             flush=True,
         )
 
