@@ -1,6 +1,6 @@
 """
-Scores how well a voice says one word or two after each of its voice prompts: a model that has learned little of it takes the
-end of the prompt for the end of the text.
+Scores how well a voice says a word or a few after each of its voice prompts, where a model can take the end of the prompt for
+the end of the text.
 
     python evaluation/score_short_texts.py --recognizer faster-whisper:base
 
@@ -22,10 +22,21 @@ from recognizers import SAMPLING_RATE, load_recognizer
 from transformers_sled import SledForSpeechSynthesis, SledProcessor, builtin_voice
 
 
-TEXTS = """No.|Yes.|Hello.|Stop!|Why?|Two.|Of course.|Thank you.|Goodbye.|Seven.|Monday.|Absolutely.|Careful!|Tomorrow.|Nothing.|Follow me.|
-Blue.|Enough!|Not today.|Second floor.|Left or right?|Eleven o'clock.|Turn around.|Breakfast?""".replace(
-    "\n", ""
-).split("|")
+TEXTS = [
+    *["No.", "Yes.", "Hello.", "Stop!", "Why?", "Two.", "Of course.", "Thank you.", "Goodbye.", "Seven.", "Monday."],
+    *[
+        "Absolutely.",
+        "Careful!",
+        "Tomorrow.",
+        "Nothing.",
+        "Follow me.",
+        "Blue.",
+        "Enough!",
+        "Not today.",
+        "Breakfast?",
+    ],
+    *["Second floor.", "Left or right?", "Eleven o'clock.", "Turn around."],
+]
 # What is shorter or quieter than speech can be, and longer than so few words are (seconds, root mean square, seconds).
 MIN_SECONDS, MIN_LEVEL, MAX_SECONDS = 0.2, 0.01, 3.0
 

@@ -18,13 +18,13 @@ def main() -> None:
     parser.add_argument("--wordnet", required=True, help="folder with data.noun, data.verb and so on")
     parser.add_argument("--exclude", help="parquet files (a glob pattern) whose `text` is not to be used")
     parser.add_argument("--per-kind", type=int, default=200, help="texts of every kind, about (default: %(default)s)")
-    parser.add_argument("--short", type=int, default=0, help="instead, this many of one or two words (default: no)")
+    parser.add_argument("--short", type=int, help="write this many of one or two words instead")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="text file to write")
     arguments = parser.parse_args()
     exclude = load_source(arguments.exclude)["text"][:] if arguments.exclude else []
     examples, nouns = read_wordnet(arguments.wordnet)
-    if arguments.short:
+    if arguments.short is not None:
         texts = write_short_texts(nouns, arguments.short, arguments.seed)
     else:
         texts = write_texts(examples, nouns, arguments.per_kind, arguments.seed, exclude)

@@ -50,6 +50,8 @@ def test_short_texts_are_one_word_or_two_with_any_mark(wordnet):
     assert any(text.startswith("Twenty-") for text in texts)
     with pytest.raises(ValueError, match="`nouns` is empty"):
         write_short_texts([], 4)
+    with pytest.raises(ValueError, match="`count` must be at least 1, got 0"):
+        write_short_texts(["dog"], 0)
 
 
 def test_excluded_texts_stay_out_whatever_their_capitals(wordnet):

@@ -208,8 +208,7 @@ def join_utterances(
         short_frames (`int`, *optional*, defaults to 50):
             The longest that an utterance may be to count as short, in frames.
         short_share (`float`, *optional*, defaults to 0.0):
-            The share of what is added that has to end in a short utterance, by speakers who have some: without many of
-            them a model takes the end of a voice prompt for the end of a text of one word.
+            The share of what is added that has to end in a short utterance, by speakers who have some.
         seed (`int`, *optional*, defaults to 0):
             Seed of the choice.
         alignments (`datasets.Dataset`, *optional*):

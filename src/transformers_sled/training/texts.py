@@ -105,8 +105,7 @@ def write_short_texts(nouns: Sequence[str], count: int, seed: int = 0) -> list[s
     """
     Writes what people say in one word or two: replies, half of all, and nouns, numbers, days and months.
 
-    A voice needs many of them after a sentence, as [`join_utterances`] puts them, or it takes the end of its voice prompt for
-    the end of a text that has one word.
+    [`join_utterances`] puts them after sentences, so that a voice learns to say them after a voice prompt.
 
     Args:
         nouns (sequence of `str`):
@@ -120,7 +119,7 @@ def write_short_texts(nouns: Sequence[str], count: int, seed: int = 0) -> list[s
         `list[str]`: the texts.
 
     Raises:
-        `ValueError`: If `inflect` is not installed, or there are no nouns.
+        `ValueError`: If `inflect` is not installed, there are no nouns, or `count` is less than 1.
 
     Example:
 
@@ -135,6 +134,8 @@ def write_short_texts(nouns: Sequence[str], count: int, seed: int = 0) -> list[s
     check_inflect()
     if not nouns:
         raise ValueError("`nouns` is empty")
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}")
     chance, engine = random.Random(seed), inflect.engine()
     replies = [reply[:-1] for reply in REPLIES if len(reply.split()) <= 2]
     numbers = [engine.number_to_words(number) for number in range(101)]
