@@ -1,7 +1,7 @@
 """
-Gives a checkpoint voices by name. Of many recordings of a speaker it takes the one after which the checkpoint speaks other
+Gives checkpoints voices by name. Of many recordings of a speaker it takes the one after which all of them speak other
 sentences best: those in which a recognizer finds the most words, in a voice that is most like the speaker's. Before that counts
-that no checkpoint leaves a text of one word unspoken.
+that none leaves a text of one word unspoken.
 
     python examples/tiny_voice/make_voices.py --model voices/sled-tiny-en --also voices/sled-tiny-en-streaming \
         --corpus "corpus/train-*.parquet" --recognizer tiny.en --speakers af_heart am_michael bf_emma bm_george
@@ -62,26 +62,29 @@ def main() -> None:
     encoder, normalize = load_speaker_encoder("resemblyzer"), EnglishTextNormalizer()
     random, rate = np.random.default_rng(0), processor.sampling_rate
 
+    def speak(voice: dict, texts: list[str]) -> list[torch.Tensor]:
+        """Texts spoken in a voice by every checkpoint."""
+        return [
+            audio
+            for model, processor in zip(models, processors, strict=True)
+            for audio in model.generate(**processor(texts, **voice), generator=torch.Generator().manual_seed(0))
+        ]
+
     def score(voice: dict, likeness: np.ndarray, texts: list[str]) -> tuple[float, float]:
-        """Word error rate, and mean similarity to the speaker, of texts spoken in a voice."""
-        speech = model.generate(**processor(texts, **voice), generator=torch.Generator().manual_seed(0))
+        """Word error rate, and mean similarity to the speaker, of texts spoken in a voice by all checkpoints."""
         heard, similarities = [], []
-        for audio in speech:
+        for audio in speak(voice, texts):
             embedding = embed(encoder, audio.numpy(), rate) if len(audio) else None
             similarities.append(0.0 if embedding is None else float(embedding @ likeness))
             segments, _ = recognizer.transcribe(
                 soxr.resample(audio.numpy(), rate, 16_000), language="en", beam_size=1, temperature=0.0
             )
             heard.append(normalize(" ".join(segment.text for segment in segments)))
-        return jiwer.wer([normalize(text) for text in texts], heard), float(np.mean(similarities))
+        return jiwer.wer([normalize(text) for text in texts] * len(models), heard), float(np.mean(similarities))
 
     def count_unspoken(voice: dict) -> int:
         """How many short texts are not spoken in a voice, by all checkpoints."""
-        speech = [
-            audio
-            for model, processor in zip(models, processors, strict=True)
-            for audio in model.generate(**processor(SHORT_TEXTS, **voice), generator=torch.Generator().manual_seed(0))
-        ]
+        speech = speak(voice, SHORT_TEXTS)
         return sum(len(audio) < MIN_SECONDS * rate or audio.square().mean().sqrt() < MIN_LEVEL for audio in speech)
 
     for speaker in arguments.speakers:
