@@ -29,7 +29,8 @@ from speaker_encoders import embed, load_speaker_encoder
 
 
 # Texts that are most easily left out. What is shorter (seconds) or quieter (root mean square) is not spoken.
-SHORT_TEXTS, MIN_SECONDS, MIN_LEVEL = ["No.", "Yes.", "Why?", "Two."], 0.2, 0.01
+SHORT_TEXTS = ["Right.", "Never.", "Really?", "Ten.", "Fine.", "Sorry.", "Wait!", "Red."]
+MIN_SECONDS, MIN_LEVEL = 0.2, 0.01
 
 
 def main() -> None:
@@ -100,20 +101,23 @@ def main() -> None:
         recordings = [read_audio(corpus[row]["audio"], target_rate=rate) for row in rows]
         likeness = np.mean([embed(encoder, recording, rate) for recording in recordings], axis=0)
         likeness /= np.linalg.norm(likeness)
-        voices, scores = [], []
+        voices = []
         for row, recording in zip(rows, recordings, strict=True):
             text = corpus[row]["text"]
             values = processor("a", prompt_text=text, prompt_audio=recording, sampling_rate=rate)["prompt_values"]
             voices.append({"prompt_text": text, **model.encode_prompt(values)})
-            scores.append((count_unspoken(voices[-1]), *score(voices[-1], likeness, sentences)))
-        best = min(range(len(voices)), key=lambda index: (scores[index][0], scores[index][1] - scores[index][2]))
-        unspoken, rates[speaker], similarity = scores[best]
+        unspoken = [count_unspoken(voice) for voice in voices]
+        # The others need not be scored.
+        voices = [voice for voice, count in zip(voices, unspoken, strict=True) if count == min(unspoken)]
+        scores = [score(voice, likeness, sentences) for voice in voices]
+        best = min(range(len(voices)), key=lambda index: scores[index][0] - scores[index][1])
+        rates[speaker], similarity = scores[best]
         for folder in folders:
             Path(folder, "voices").mkdir(exist_ok=True)
             processor.save_voice(Path(folder, "voices", f"{speaker}.safetensors"), **voices[best])
         print(
-            f"{speaker}: word error rate {rates[speaker]:.3f} (mean of all {np.mean([one[1] for one in scores]):.3f}), "
-            f"similarity {similarity:.3f}, {unspoken} of {len(models) * len(SHORT_TEXTS)} short texts unspoken, {voices[best]['prompt_text']!r}",
+            f"{speaker}: word error rate {rates[speaker]:.3f} (mean of {len(scores)}: {np.mean([one[0] for one in scores]):.3f}), "
+            f"similarity {similarity:.3f}, {min(unspoken)} of {len(models) * len(SHORT_TEXTS)} short texts unspoken, {voices[best]['prompt_text']!r}",
             flush=True,
         )
 
