@@ -43,9 +43,12 @@ def main() -> None:
         "--weights-of", type=Path, help="folder of the same model in the other layout, to refer to for the weights"
     )
     parser.add_argument("--temperature", type=float, help="scale of the noise in its generation configuration")
+    parser.add_argument("--min-new-tokens", type=int, help="frames before which its speech does not end")
     parser.add_argument("--normalizer", help="language in which its processor spells out numbers and the like")
     parser.add_argument("--max-part-seconds", type=float, help="length of the parts in which it speaks longer text")
     arguments = parser.parse_args()
+    if arguments.min_new_tokens is not None and arguments.min_new_tokens < 0:
+        parser.error(f"--min-new-tokens is {arguments.min_new_tokens}; at least 0 is accepted.")
 
     model = AutoModelForTextToWaveform.from_pretrained(arguments.model, codec=arguments.codec, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(arguments.model)
@@ -63,6 +66,8 @@ def main() -> None:
         processor.tokenizer.padding_side = "left"
     if arguments.temperature is not None:
         model.generation_config.temperature = arguments.temperature
+    if arguments.min_new_tokens is not None:
+        model.generation_config.min_new_tokens = arguments.min_new_tokens
     model.save_pretrained(arguments.output_dir)
     processor.save_pretrained(arguments.output_dir)
     file = arguments.output_dir / SAFE_WEIGHTS_NAME

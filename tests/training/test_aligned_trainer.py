@@ -280,12 +280,13 @@ def test_a_model_of_both_layouts_is_packaged_in_each_with_its_weights_once(train
         (offline, ["--offline"], None, 0.8, "left"),
         (interleaved, ["--weights-of", offline], 2, 0.5, "right"),
     ):
-        options += ["--temperature", 0.2, "--normalizer", "en", "--max-part-seconds", 8]
+        options += ["--temperature", 0.2, "--normalizer", "en", "--max-part-seconds", 8, "--min-new-tokens", 4]
         run_example("tiny_voice/package_voice.py", "--output-dir", folder, *options, model=model)
         packaged = SledForSpeechSynthesis.from_pretrained(folder)
         assert packaged.config.text_chunk_size == size
         assert packaged.generation_config.eos_threshold == threshold
         assert packaged.generation_config.temperature == 0.2
+        assert packaged.generation_config.min_new_tokens == 4
         processor = SledProcessor.from_pretrained(folder)
         assert (processor.normalizer, processor.max_part_seconds) == ("en", 8)
         assert processor.tokenizer.padding_side == side
@@ -301,7 +302,7 @@ def test_a_model_of_both_layouts_is_packaged_in_each_with_its_weights_once(train
     with pytest.raises(SystemExit):
         run_example("tiny_voice/package_voice.py", *other, model=model)
     assert "has other weights than the model" in capfd.readouterr().err
-    for option, value in (("--max-part-seconds", 0), ("--normalizer", "xx")):
+    for option, value in (("--max-part-seconds", 0), ("--min-new-tokens", -1), ("--normalizer", "xx")):
         with pytest.raises(SystemExit):
             run_example("tiny_voice/package_voice.py", "--output-dir", tmp_path / "bad", option, value, model=model)
         assert str(value) in capfd.readouterr().err and not (tmp_path / "bad").exists()
