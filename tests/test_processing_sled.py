@@ -212,12 +212,8 @@ def test_silence_around_a_prompt_and_channels_of_opposite_phase_are_no_harm(proc
     sound = speech(1.0)
     padded = np.concatenate([np.zeros(12_000), sound, np.zeros(12_000)]).astype(np.float32)
     for audio in (padded, np.stack([padded, -padded])):
-        values = processor(f"Hello. {TEXT}", prompt_audio=audio, sampling_rate=24_000)["prompt_values"]
-        np.testing.assert_array_equal(values[0, 0], padded)
         values = processor(TEXT, prompt_text="Hello.", prompt_audio=audio, sampling_rate=24_000)["prompt_values"]
-        # 0.5 s of silence before, and after 1 s of speech 0.15 s and what a frame lacks (320 samples).
-        assert values.shape[-1] == pytest.approx(1.65 * 24_000, abs=480 + 320)
-        np.testing.assert_array_equal(values[0, 0], padded[: values.shape[-1]])
+        np.testing.assert_array_equal(values[0, 0], padded)
 
 
 def test_a_transcript_that_cannot_belong_to_its_recording(processor, caplog):

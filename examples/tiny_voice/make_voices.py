@@ -20,7 +20,7 @@ from faster_whisper import WhisperModel
 from transformers import AutoModelForTextToWaveform, AutoProcessor
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from transformers_sled.audio_sled import read_audio
+from transformers_sled.audio_sled import cut_silence, read_audio
 from transformers_sled.training import run_command
 
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--duration", type=float, nargs=2, default=(2.4, 4.0), help="seconds of a recording, from and to"
     )
+    parser.add_argument("--max-silence", type=float, help="seconds of silence to keep at its end (default: all)")
     parser.add_argument("--candidates", type=int, default=12, help="recordings of each speaker to try")
     parser.add_argument("--sentences", type=int, default=16, help="sentences to try each with")
     parser.add_argument("--default", help="the voice that speaks where none is asked for (default: the clearest)")
@@ -99,6 +100,8 @@ def main() -> None:
             raise ValueError(f"--speakers {speaker} has {len(rows)} recordings of such a length")
         rows = random.permutation(rows)[: arguments.candidates].tolist()
         recordings = [read_audio(corpus[row]["audio"], target_rate=rate) for row in rows]
+        if arguments.max_silence is not None:
+            recordings = [cut_silence(recording, rate, arguments.max_silence) for recording in recordings]
         likeness = np.mean([embed(encoder, recording, rate) for recording in recordings], axis=0)
         likeness /= np.linalg.norm(likeness)
         voices = []

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, PaddingStrategy, cached_file, logging
 
-from .audio_sled import cut_silence, describe, list_audio, measure_sound, read_audio, write_audio
+from .audio_sled import describe, list_audio, measure_sound, read_audio, write_audio
 from .configuration_sled import SledConfig
 from .hub_sled import VOICE_SUFFIX, VOICES_FOLDER, SledHubMixin, find_voices, link_processor
 from .normalization_sled import is_available
@@ -49,8 +49,7 @@ MIN_CHARACTERS_PER_SECOND = 2.0
 # A voice prompt whose loudest 20 ms are below this root mean square (-60 dB) has nothing to go on with.
 MIN_PROMPT_LEVEL = 1e-3
 
-# Silence at the end of a recording that has a transcript, in seconds: a model takes more of it for the end of the text.
-MAX_PROMPT_SILENCE = 0.15
+logger = logging.get_logger(__name__)
 
 
 class SledBatchFeature(BatchFeature):
@@ -338,7 +337,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
             - **input_ids**, **attention_mask** (`torch.LongTensor` of shape `(batch_size, num_tokens)`)
             - **prompt_values** (`torch.FloatTensor` of shape `(batch_size, 1, num_samples)`), **prompt_values_mask**
               (`torch.LongTensor` of shape `(batch_size, num_samples)`) for a voice prompt given as audio, completed with
-              silence to whole frames; with `prompt_text`, without what silence it has at its end beyond 0.15 s
+              silence to whole frames
             - **prompt_latents**, **prompt_latents_mask** for one given as latents
             - **num_prompt_tokens** (`torch.LongTensor` of shape `(batch_size,)`) with `prompt_text`: how many tokens of every
               part of a text say it
@@ -430,9 +429,7 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         num_frames, seconds, data = [0], [0.0], {}
         name = "prompt_audio" if prompt_audio is not None else "prompt_latents"
         if prompt_audio is not None:
-            # Without a transcript, the text goes on where the recording was cut.
-            max_silence = None if prompt_text is None else MAX_PROMPT_SILENCE
-            values, mask = self._get_audio(prompt_audio, sampling_rate, name, len(texts), True, max_silence)
+            values, mask = self._get_audio(prompt_audio, sampling_rate, name, len(texts), to_whole_frames=True)
             data["prompt_values"], data["prompt_values_mask"] = values, mask
             num_frames = (mask.sum(dim=1) // self.hop_length).tolist()
             seconds = [
@@ -626,21 +623,13 @@ class SledProcessor(SledHubMixin, ProcessorMixin):
         return num_tokens + max(num_frames, num_prompt_frames + 1)
 
     def _get_audio(
-        self,
-        audio: Any,
-        sampling_rate: int | None,
-        name: str,
-        num_texts: int,
-        to_whole_frames: bool,
-        max_silence: float | None = None,
+        self, audio: Any, sampling_rate: int | None, name: str, num_texts: int, to_whole_frames: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded waveforms (batch_size, 1, num_samples) at the codec's rate, and their mask (batch_size, num_samples)."""
         waveforms = [
             read_audio(item, sampling_rate, self.sampling_rate, name=name)
             for item in list_audio(audio, num_texts, name)
         ]
-        if max_silence is not None:
-            waveforms = [cut_silence(waveform, self.sampling_rate, max_silence) for waveform in waveforms]
         if to_whole_frames:
             waveforms = [np.pad(waveform, (0, -len(waveform) % self.hop_length)) for waveform in waveforms]
         features = self.feature_extractor(
