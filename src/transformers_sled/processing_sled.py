@@ -49,8 +49,6 @@ MIN_CHARACTERS_PER_SECOND = 2.0
 # A voice prompt whose loudest 20 ms are below this root mean square (-60 dB) has nothing to go on with.
 MIN_PROMPT_LEVEL = 1e-3
 
-logger = logging.get_logger(__name__)
-
 
 class SledBatchFeature(BatchFeature):
     """A [`~transformers.BatchFeature`] whose audio and latents stay in float32, as the codec needs them."""
