@@ -28,6 +28,7 @@ sys.path.insert(0, str(EVALUATION))
 
 import run_eval  # noqa: E402
 import score_short_texts  # noqa: E402
+import score_words  # noqa: E402
 from protocols import SpeechDataset, pair_with_prompts  # noqa: E402
 from results import RecordStore, write_file  # noqa: E402
 from synthesis import utterance_seed  # noqa: E402
@@ -309,6 +310,40 @@ def test_short_texts_are_scored_by_voice(tmp_path, recognizer, capsys, monkeypat
     )
     with pytest.raises(SystemExit, match="has no named voices"):
         score_short_texts.main(arguments)
+
+
+def test_missed_words_are_counted_by_their_frequency(uninterrupted, folder, tmp_path, capsys):
+    results = tmp_path / "results"
+    results.mkdir()
+    shutil.copy(folder / "uninterrupted" / "plan.json", results)
+    # Training texts in which "dog" is 31 times, "night" once, and "barked" not at all.
+    texts = write_dataset(tmp_path / "train.parquet", [{"text": "A dog."}] * 30 + [{"text": "The DOG, the night!"}])
+    arguments = ["--results", str(results), "--texts", texts]
+    with pytest.raises(SystemExit, match="has nothing that was recognized"):
+        score_words.main(arguments)
+    plan = json.loads((results / "plan.json").read_text())
+    identifier = next(one["id"] for one in plan["utterances"] if one["text"] == "The dog barked all night.")
+    heard = {"first": "the dog parked all night long", "second": "the dog barked at"}
+    RecordStore(results / "records").append(
+        "text", [{"system": system, "id": identifier, "text": text} for system, text in heard.items()]
+    )
+    score_words.main(arguments)
+    assert json.loads(capsys.readouterr().out) == {
+        "first": {
+            "never": {"words": 2, "missed": 50.0},
+            "1 to 3 times": {"words": 2, "missed": 0.0},
+            "more often": {"words": 1, "missed": 0.0},
+        },
+        "second": {
+            "never": {"words": 2, "missed": 50.0},
+            "1 to 3 times": {"words": 2, "missed": 50.0},
+            "more often": {"words": 1, "missed": 0.0},
+        },
+    }
+    with pytest.raises(SystemExit, match=r"has no plan\.json"):
+        score_words.main(["--results", str(tmp_path), "--texts", texts])
+    with pytest.raises(SystemExit, match="matches no file"):
+        score_words.main(["--results", str(results), "--texts", "missing.parquet"])
 
 
 def test_interrupted_and_resumed_is_the_same(uninterrupted, tmp_path, offline, monkeypatch):

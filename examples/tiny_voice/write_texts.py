@@ -10,7 +10,15 @@ Words and sentences are from the data files of WordNet (the folder `dict` of the
 import argparse
 from pathlib import Path
 
-from transformers_sled.training import load_source, read_wordnet, run_command, write_short_texts, write_texts
+from transformers_sled.training import (
+    load_source,
+    read_wordnet,
+    read_words,
+    run_command,
+    write_short_texts,
+    write_texts,
+    write_word_lists,
+)
 
 
 def main() -> None:
@@ -18,13 +26,21 @@ def main() -> None:
     parser.add_argument("--wordnet", required=True, help="folder with data.noun, data.verb and so on")
     parser.add_argument("--exclude", help="parquet files (a glob pattern) whose `text` is not to be used")
     parser.add_argument("--per-kind", type=int, default=200, help="texts of every kind, about (default: %(default)s)")
-    parser.add_argument("--short", type=int, help="write this many of one or two words instead")
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--short", type=int, help="write this many of one or two words instead")
+    others.add_argument("--unheard", type=int, help="write this many lists of words that --known lacks instead")
+    parser.add_argument("--known", help="parquet files (a glob pattern) whose `text` has known words")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="text file to write")
     arguments = parser.parse_args()
+    if (arguments.unheard is None) != (arguments.known is None):
+        parser.error("--unheard and --known need each other.")
     exclude = load_source(arguments.exclude)["text"][:] if arguments.exclude else []
     examples, nouns = read_wordnet(arguments.wordnet)
-    if arguments.short is not None:
+    if arguments.unheard is not None:
+        known = load_source(arguments.known)["text"][:]
+        texts = write_word_lists(read_words(arguments.wordnet), known, arguments.unheard, arguments.seed)
+    elif arguments.short is not None:
         texts = write_short_texts(nouns, arguments.short, arguments.seed)
     else:
         texts = write_texts(examples, nouns, arguments.per_kind, arguments.seed, exclude)

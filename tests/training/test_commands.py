@@ -79,6 +79,8 @@ BAD_INPUT = [
      ["--config_name", CODEC, "--train_files", "table.parquet", "--labels", "table.parquet", "--output_dir", "out"],
      "table.parquet must have columns id, phonemes, pitch"),
     ("tiny_voice/write_texts.py", ["--wordnet", "missing", "--output", "texts.txt"], "must have WordNet's files"),
+    ("tiny_voice/write_texts.py",
+     ["--wordnet", "missing", "--output", "texts.txt", "--unheard", "4"], "--unheard and --known need each other"),
 ]  # fmt: skip
 
 

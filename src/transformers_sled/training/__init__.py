@@ -35,7 +35,7 @@ _PUBLIC_NAMES = {
     "sources": ["load_manifest", "load_source"],
     "splits": ["SledDataArguments", "load_splits"],
     "teacher": ["Teacher", "speak_texts"],
-    "texts": ["read_wordnet", "write_short_texts", "write_texts"],
+    "texts": ["read_wordnet", "read_words", "write_short_texts", "write_texts", "write_word_lists"],
     "tokenizer": ["TokenizerArguments", "train_tokenizer"],
     "trainer": ["SledTrainer", "SledTrainingArguments"],
 }

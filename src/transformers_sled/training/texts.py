@@ -1,14 +1,15 @@
 """
 Texts of the kinds that a corpus of single statements lacks, for a teacher to speak: short utterances, questions and
-exclamations, numbers, dates, lists, quotes and long sentences. Words and examples are from WordNet. Needs the package
-`inflect`, which spells numbers.
+exclamations, numbers, dates, lists, quotes and long sentences; and lists of the words that it lacks. Words and examples are
+from WordNet. Needs the package `inflect`, which spells numbers.
 """
 
 import calendar
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 
@@ -41,6 +42,8 @@ LISTS = [
     "I saw {} and {}, but no {}.",
     "First {}, then {}, and finally {}.",
 ]
+WORD = re.compile(r"[A-Za-z][a-z]{2,13}")
+WORDS_IN_LIST = 5
 NUMBERS = [
     "It costs {} dollars.",
     "She is {} years old.",
@@ -72,22 +75,63 @@ def read_wordnet(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     Raises:
         `ValueError`: If there are no such files.
     """
-    folder, examples = Path(folder), dict[str, None]()
-    files = sorted(folder.glob("data.*"))
-    if not files or not (folder / "index.sense").is_file():
+    examples = dict[str, None]()
+    for line in read_data(folder):
+        _, _, gloss = line.partition("|")
+        for example in map(str.strip, EXAMPLE.findall(gloss)):
+            if PLAIN.fullmatch(example) and "--" not in example:
+                examples[example] = None
+    # The class of nouns is 1.
+    common = {key.split("%")[0] for key, count in read_senses(folder) if "%1:" in key and count >= MIN_COUNT}
+    return list(examples), sorted(noun for noun in common if re.fullmatch(r"[a-z]{3,9}", noun))
+
+
+def read_data(folder: str | os.PathLike) -> Iterator[str]:
+    """Lines of WordNet's data files, or an error if there are none."""
+    files = sorted(Path(folder).glob("data.*"))
+    if not files or not Path(folder, "index.sense").is_file():
         raise ValueError(
             f"`folder` {folder} must have WordNet's files data.noun, data.verb and so on, and index.sense"
         )
     for file in files:
-        for line in file.read_text(encoding="utf-8", errors="ignore").splitlines():
-            _, _, gloss = line.partition("|")
-            for example in map(str.strip, EXAMPLE.findall(gloss)):
-                if PLAIN.fullmatch(example) and "--" not in example:
-                    examples[example] = None
-    senses = (line.split() for line in (folder / "index.sense").read_text().splitlines())
-    # A key is a word, its class (1 for nouns) and more; the last column counts it in texts.
-    common = {key.split("%")[0] for key, _, _, count in senses if "%1:" in key and int(count) >= MIN_COUNT}
-    return list(examples), sorted(noun for noun in common if re.fullmatch(r"[a-z]{3,9}", noun))
+        yield from file.read_text(encoding="utf-8", errors="ignore").splitlines()
+
+
+def read_senses(folder: str | os.PathLike) -> Iterator[tuple[str, int]]:
+    """Keys of WordNet's senses, which are a word, its class and more, and how often each is in texts."""
+    for line in Path(folder, "index.sense").read_text(encoding="utf-8").splitlines():
+        key, _, _, count = line.split()
+        yield key, int(count)
+
+
+def read_words(folder: str | os.PathLike) -> list[str]:
+    """
+    Reads the single words in WordNet's data files, of 3 to 14 letters, of which only the first may be a capital.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Folder with `data.noun`, `data.verb` and so on, and `index.sense`.
+
+    Returns:
+        `list[str]`: words, with the capitals of names, those first that are most often in the texts that WordNet's authors
+        counted.
+
+    Raises:
+        `ValueError`: If there are no such files.
+    """
+    words = dict[str, str]()
+    for line in read_data(folder):
+        # Offset, file, class, the number of words in hexadecimal, and each word with its number.
+        fields = line.partition("|")[0].split()
+        if not line.startswith(" ") and len(fields) > 4:
+            for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]:
+                # What is a name and a word, is a word.
+                if WORD.fullmatch(word) and (word.islower() or word.lower() not in words):
+                    words[word.lower()] = word
+    counts = Counter[str]()
+    for key, count in read_senses(folder):
+        counts[key.partition("%")[0]] += count
+    return [words[word] for word in sorted(words, key=lambda word: (-counts[word], word))]
 
 
 def get_letters(text: str) -> str:
@@ -142,6 +186,49 @@ def write_short_texts(nouns: Sequence[str], count: int, seed: int = 0) -> list[s
     names = [*calendar.month_name[1:], *calendar.day_name]
     kinds = [replies, replies, replies, nouns, numbers, names]
     return [punctuate(chance.choice(chance.choice(kinds)) + chance.choice("...?!")) for _ in range(count)]
+
+
+def write_word_lists(words: Sequence[str], known: Sequence[str], count: int, seed: int = 0) -> list[str]:
+    """
+    Writes lists of five words that a corpus lacks. How an English word sounds does not follow from its letters: a voice says
+    words worst that it has never heard.
+
+    Args:
+        words (sequence of `str`):
+            Words, the most important first, from [`read_words`].
+        known (sequence of `str`):
+            Texts of the corpus.
+        count (`int`):
+            How many lists, or as many as there are words for.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of what stands beside what.
+
+    Returns:
+        `list[str]`: the texts. No word comes twice.
+
+    Raises:
+        `ValueError`: If `count` is less than 1, or `known` has all words.
+
+    Example:
+
+    ```python
+    >>> from transformers_sled.training import read_words, write_word_lists
+
+    >>> words = read_words("wordnet/dict")  # doctest: +SKIP
+    >>> write_word_lists(words, ["The dog barked all night."], 1)  # doctest: +SKIP
+    ['Make, have, person, take, and get.']
+    ```
+    """
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}")
+    heard = {word for text in known for word in get_letters(text).split()}
+    unheard = [word for word in words if word.lower() not in heard][: count * WORDS_IN_LIST]
+    if len(unheard) < WORDS_IN_LIST:
+        raise ValueError(f"`words` has {len(unheard)} that are not in `known`, too few for a list of {WORDS_IN_LIST}")
+    random.Random(seed).shuffle(unheard)
+    starts = range(0, len(unheard) - WORDS_IN_LIST + 1, WORDS_IN_LIST)
+    lists = [unheard[start : start + WORDS_IN_LIST] for start in starts]
+    return [punctuate(", ".join(chosen[:-1]) + f", and {chosen[-1]}") for chosen in lists]
 
 
 def check_inflect() -> None:
