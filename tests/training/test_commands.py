@@ -81,6 +81,10 @@ BAD_INPUT = [
     ("tiny_voice/write_texts.py", ["--wordnet", "missing", "--output", "texts.txt"], "must have WordNet's files"),
     ("tiny_voice/write_texts.py",
      ["--wordnet", "missing", "--output", "texts.txt", "--unheard", "4"], "--unheard and --known need each other"),
+    ("tiny_voice/write_texts.py",
+     ["--wordnet", "missing", "--output", "texts.txt", "--short", "4", "--exclude", "a"], "--exclude is for texts of every kind"),
+    ("tiny_voice/write_texts.py",
+     ["--wordnet", "missing", "--output", "texts.txt", "--short", "4", "--per-kind", "8"], "not allowed with argument"),
 ]  # fmt: skip
 
 

@@ -216,7 +216,7 @@ def write_word_lists(words: Sequence[str], known: Sequence[str], count: int, see
 
     >>> words = read_words("wordnet/dict")  # doctest: +SKIP
     >>> write_word_lists(words, ["The dog barked all night."], 1)  # doctest: +SKIP
-    ['Make, have, person, take, and get.']
+    ['Say, have, person, make, and not.']
     ```
     """
     if count < 1:
