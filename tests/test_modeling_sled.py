@@ -501,7 +501,8 @@ def test_a_model_goes_to_other_processes(model):
         assert_codec_is_exact(copied)
         assert not copied.training and not copied.codec.training
         assert copied.codec.decoder.layers[0].conv.bias is not model.codec.decoder.layers[0].conv.bias
-        assert torch.equal(speak(copied).audio[0], speak(model).audio[0])
+        # Sums depend on where weights lie in memory, on some processors.
+        torch.testing.assert_close(speak(copied).audio[0], speak(model).audio[0], atol=1e-6, rtol=0)
     rows = datasets.Dataset.from_dict({"codes": [row.tolist() for row in EXPECTED["codec.codes"]]})
     rows = rows.map(lambda row: {"sum": model.decode_codes(torch.tensor([row["codes"]])).sum().item()}, num_proc=2)
     expected = EXPECTED["codec.latents"].sum(dim=(1, 2))
