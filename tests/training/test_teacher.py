@@ -42,6 +42,11 @@ def test_phonemes_keep_punctuation_and_stress():
     assert "A" in phonemize("day", "en-us") and "eɪ" not in phonemize("day", "en-us")
 
 
+def test_the_pronoun_is_stressed():
+    assert phonemize("I had to go, and I went.", "en-us").count("ˌI ") == 2
+    assert "ˌI" not in phonemize("My eye is high.", "en-us")
+
+
 def test_an_interrupted_run_goes_on(teacher, tmp_path, monkeypatch):
     texts = ["Stop.", "Who is it?", "Good morning."]
     output = tmp_path / "corpus.parquet"

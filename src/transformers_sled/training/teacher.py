@@ -31,6 +31,8 @@ STYLE_SIZE = 256
 PEAK = 0.7
 SPEEDS = (0.95, 1.1)
 PUNCTUATION = re.compile(r'([,.?!;:"]+)')
+# espeak-ng gives this word no stress, and the teacher drops it without at the start of a sentence.
+PRONOUN = re.compile(r"(?<!\S)I(?!\S)")
 
 
 def phonemize(text: str, language: str) -> str:
@@ -41,7 +43,8 @@ def phonemize(text: str, language: str) -> str:
             parts.append(part)
         else:
             space = " " if part.startswith(" ") and parts else ""
-            parts.append(space + " ".join(transcribe(part, language).split()))
+            phonemes = " ".join(transcribe(part, language).split())
+            parts.append(space + PRONOUN.sub("ˌI", phonemes))
     return "".join(parts)
 
 
