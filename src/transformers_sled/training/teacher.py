@@ -31,7 +31,7 @@ STYLE_SIZE = 256
 PEAK = 0.7
 SPEEDS = (0.95, 1.1)
 PUNCTUATION = re.compile(r'([,.?!;:"]+)')
-# espeak-ng gives this word no stress, and the teacher drops it without at the start of a sentence.
+# espeak-ng gives the word "I" no stress, without which the teacher drops it at the start of a sentence.
 PRONOUN = re.compile(r"(?<!\S)I(?!\S)")
 
 
